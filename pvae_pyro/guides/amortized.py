@@ -1,0 +1,186 @@
+"""The amortized guide: q(z_b | x), q(z_r | x, u) and mean-field globals (paper Eq. 2; design 2 and 3.3)."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from ..errors import InputError
+from ..story.latents import StructuralNormal, propagate
+from ..story.model import Cells, Globals, Story
+from ..story.networks import Correction
+from .gates import GateBernoulli
+
+
+@dataclass(frozen=True)
+class Amortized:
+    """Amortized latents with mean-field globals.
+
+    `initial_scale`: posterior sd of a global on its unconstrained scale where the warm start gives none.
+    """
+
+    initial_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.initial_scale > 0:
+            raise InputError(f"initial_scale must be greater than 0, but {self.initial_scale} was given; try 0.1.")
+
+    def build(self, story: Story) -> AmortizedGuide:
+        return AmortizedGuide(self, story)
+
+
+class AmortizedGuide(nn.Module):
+    """Variational family of one story.
+
+    Shared sites: independent normals on the unconstrained scale, gates independent Bernoulli with ReinMax gradients; the
+    sites are read off the story's prior, so that any prior part is served.
+    Combinations: the total shift m_d is what cells determine, so eta_d = m_d - compose(w) with a normal m_d: given
+    w, the interaction follows, and composition is not starved of its signal (design 3.7).
+    Cells: q(z_b | x) = Normal(G_b (x - x_batch) + correction(x), s_b), without u.
+    q(z_r | x, u, globals) = Normal(E[z_r | z_b, u] + G_r (x - E[x | z_b, E z_r]) + correction(x), s_r): centred on the
+    prior mean under the *drawn* effects, so the gains cannot carry a condition's mean unless the effects do not.
+    """
+
+    def __init__(self, config: Amortized, story: Story) -> None:
+        super().__init__()
+        self.config = config
+        self._story = [story]  # in a list: the story's parameters are its own, not the guide's
+        with torch.no_grad():
+            trace = poutine.trace(story.shared).get_trace()
+        self.frames: dict[str, tuple[Any, ...]] = {}
+        self.supports: dict[str, Any] = {}
+        self.loc, self.log_scale, self.logits = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or site_is_subsample(site):
+                continue
+            self.frames[name] = site["cond_indep_stack"]
+            if isinstance(site["fn"], dist.Bernoulli):
+                self.logits[name] = nn.Parameter(site["fn"].logits.detach().clone())
+            else:
+                self.supports[name] = biject_to(site["fn"].support)
+                centre = site["fn"].mean.detach().clone()
+                self.loc[name] = nn.Parameter(self.supports[name].inv(centre))
+                self.log_scale[name] = nn.Parameter(torch.full_like(centre, config.initial_scale).log())
+        n_combinations, n_genes, k = len(story.combinations), len(story.spread), story.n_latents
+        if n_combinations:
+            self.combination_loc = nn.Parameter(torch.zeros(n_combinations, k))
+            self.combination_log_scale = nn.Parameter(torch.full((n_combinations, k), config.initial_scale).log())
+            self.residual_loc = nn.Parameter(torch.zeros(n_combinations, n_genes))
+            self.residual_log_scale = nn.Parameter(story.spread.log().expand(n_combinations, -1) - 3.0)
+            self.surprise_loc = nn.Parameter(torch.zeros(n_combinations))
+            self.surprise_log_scale = nn.Parameter(torch.full((n_combinations,), 0.2).log())
+        n_b, hidden = story.model.background, story.model.hidden
+        self.register_buffer("centre", torch.zeros(story.decoder.intercept.shape))  # x of control cells, per batch
+        self.register_buffer("gene_sd", torch.ones(n_genes))
+        self.gain_background = nn.Parameter(torch.randn(n_genes, n_b) * 0.01)
+        self.gain_responsive = nn.Parameter(torch.randn(n_genes, k) * 0.01)
+        self.log_scale_background = nn.Parameter(torch.full((n_b,), 0.5).log())
+        self.log_scale_responsive = nn.Parameter(torch.full((k,), 0.9).log())
+        self.correct_background = Correction(n_genes, hidden, 2 * n_b)
+        self.correct_responsive = Correction(n_genes, hidden, k)
+
+    centre: Tensor
+    gene_sd: Tensor
+
+    @property
+    def story(self) -> Story:
+        return self._story[0]
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters of the globals and of the networks: the globals need a step size of their own (design 3.2)."""
+        local = ("gain_", "log_scale_background", "log_scale_responsive", "correct_")
+        groups: dict[str, list[nn.Parameter]] = {"globals": [], "networks": []}
+        for name, parameter in self.named_parameters():
+            groups["networks" if name.startswith(local) else "globals"].append(parameter)
+        return groups
+
+    def _sample_shared(self) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        plates: dict[str, pyro.plate] = {}
+        for name, frames in self.frames.items():
+            with ExitStack() as stack:
+                for f in sorted(frames, key=lambda f: f.dim):
+                    if f.name not in plates:
+                        plates[f.name] = pyro.plate(f.name, f.size, dim=f.dim)
+                    stack.enter_context(plates[f.name])
+                values[name] = pyro.sample(name, self._law(name))
+        return values
+
+    def _law(self, name: str) -> Any:
+        if name in self.logits:
+            return GateBernoulli(logits=self.logits[name])
+        base = dist.Normal(self.loc[name], self.log_scale[name].exp())
+        support = self.supports[name]
+        if support.__class__.__name__ == "ComposeTransform" and not support.parts:
+            return base
+        if isinstance(support, torch.distributions.ExpTransform):
+            return dist.LogNormal(self.loc[name], self.log_scale[name].exp())
+        return dist.TransformedDistribution(base, [support])
+
+    def sample_globals(self) -> dict[str, Tensor]:
+        """State every global site and return the values by name."""
+        values = self._sample_shared()
+        story = self.story
+        if story.combinations:
+            with poutine.block(), poutine.condition(data=values):
+                shared = story.shared()
+            additive = story.compose(shared, story.design[story.combinations])
+            with pyro.plate("combinations", len(story.combinations), dim=-1):
+                values["surprise"] = pyro.sample("surprise", dist.LogNormal(self.surprise_loc, self.surprise_log_scale.exp()))
+                eta = dist.Normal(self.combination_loc - additive, self.combination_log_scale.exp()).to_event(1)
+                values["interaction"] = pyro.sample("interaction", eta)
+                r = dist.Normal(self.residual_loc, self.residual_log_scale.exp()).to_event(1)
+                values["residual"] = pyro.sample("residual", r)
+        return values
+
+    def assemble(self, values: dict[str, Tensor]) -> Globals:
+        """The story's globals at these site values, without stating any site."""
+        with poutine.block(), poutine.condition(data=values):
+            return self.story.globals()
+
+    def background(self, cells: Cells) -> tuple[Tensor, Tensor]:
+        """Location and scale of q(z_b | x), each (cells, background)."""
+        x = cells.expression - self.centre[cells.batch]
+        shift, widen = self.correct_background(x / self.gene_sd).chunk(2, -1)
+        return x @ self.gain_background + shift, (self.log_scale_background + widen.clamp(-3, 1)).exp()
+
+    def responsive(self, cells: Cells, z_b: Tensor, g: Globals) -> tuple[Tensor, Tensor, Tensor]:
+        """Prior mean of z_r, location and scale of q(z_r | x, u), each (cells, latents)."""
+        story, likelihood = self.story, self.story.model.likelihood
+        prior = propagate(z_b @ g.coupling + g.shift[cells.condition], g.graph)
+        base = story.decoder.intercept[cells.batch]
+        eta = base + story.decoder.linear(z_b, prior) + g.residual[cells.condition]
+        x = cells.expression - self.centre[cells.batch]
+        surprise = x - (likelihood.mean(eta) - likelihood.mean(base))
+        loc = prior + surprise @ self.gain_responsive + self.correct_responsive(x / self.gene_sd)
+        scale = (self.log_scale_responsive + 0.5 * story.noise_variance(g.log_variance, story.design)[cells.condition].log()).exp()
+        return prior, loc, scale
+
+    def forward(self, cells: Cells, index: Tensor | None = None) -> None:
+        g = self.assemble(self.sample_globals())
+        n = len(cells.condition)
+        subsample = index if index is not None else torch.arange(n)
+        with pyro.plate("cells", self.story.n_cells, subsample=subsample, dim=-1):
+            loc, scale = self.background(cells)
+            z_b = pyro.sample("z_b", dist.Normal(loc, scale).to_event(1))
+            _, loc, scale = self.responsive(cells, z_b, g)
+            pyro.sample("z_r", dist.Normal(loc, scale).to_event(1))
+
+
+@torch.distributions.register_kl(dist.Independent, StructuralNormal)
+def _kl_structural(q: Any, p: StructuralNormal) -> Tensor:
+    """KL of a factorised normal from z = L z + mean + eps: closed form, since the density of p needs no determinant."""
+    loc, variance = q.base_dist.loc, q.base_dist.scale.square()
+    gap = loc - loc @ p.graph.T - p.mean_noise
+    identity = torch.eye(p.graph.shape[0], dtype=loc.dtype, device=loc.device)
+    spread = variance @ (identity - p.graph).square().T
+    return (p.scale.log() - 0.5 * variance.log() + 0.5 * (gap.square() + spread) / p.scale.square() - 0.5).sum(-1)

@@ -1,0 +1,96 @@
+"""What varies between cells of one condition: condition and batch means removed, leading directions kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, svds
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class CellVariation:
+    """Condition means, batch effects and the within-condition covariance, as sd (I + low rank) sd.
+
+    means (C, G): expression of a condition at the average batch; batch_effects (B, G), zero on average over cells;
+    sd (G,) within condition; directions (G, K) orthonormal and values (K,): leading eigenvectors of the within-condition
+    correlation; rest: the common eigenvalue of what remains.
+    """
+
+    means: Array
+    batch_effects: Array
+    sd: Array
+    directions: Array
+    values: Array
+    rest: float
+
+    def whiten(self, shifts: Array) -> Array:
+        """Shifts (N, G) in units in which the cells of one condition have unit covariance."""
+        z = shifts / self.sd
+        along = z @ self.directions
+        return (z - along @ self.directions.T) / np.sqrt(self.rest) + (along / np.sqrt(self.values)) @ self.directions.T
+
+    def unwhiten(self, whitened: Array) -> Array:
+        """Inverse of `whiten`."""
+        along = whitened @ self.directions
+        z = (whitened - along @ self.directions.T) * np.sqrt(self.rest) + (along * np.sqrt(self.values)) @ self.directions.T
+        return z * self.sd
+
+    @property
+    def loadings(self) -> Array:
+        """Background loadings (K, G): what the leading directions add to the common remainder."""
+        return (self.directions * np.sqrt(np.maximum(self.values - self.rest, 0))).T * self.sd
+
+
+def cell_variation(
+    expression: sp.csr_matrix, condition: NDArray[np.int64], batch: NDArray[np.int64], n_directions: int
+) -> CellVariation:
+    """Least squares of expression (cells, genes) on condition and batch, then principal directions of what is left.
+
+    Never makes the matrix dense: residuals are a sparse matrix minus a low-rank one, seen through a linear operator.
+    Genes without variation get the smallest positive sd, so that they carry no weight.
+    """
+    n, n_genes = expression.shape
+    x = expression.astype(np.float64)
+    n_conditions, n_batches = int(condition.max()) + 1, int(batch.max()) + 1
+    rows = np.arange(n)
+    of_condition = sp.csr_matrix((np.ones(n), (rows, condition)), shape=(n, n_conditions))
+    of_batch = sp.csr_matrix((np.ones(n), (rows, batch)), shape=(n, n_batches))
+    share = np.asarray(of_batch.mean(axis=0)).ravel()
+    centred = of_batch[:, 1:] if n_batches > 1 else of_batch[:, :0]
+    design = sp.hstack([of_condition, centred]).tocsr()
+    gram = (design.T @ design).toarray() + 1e-8 * np.eye(design.shape[1])  # the ridge only breaks exact confounding
+    coefficients = np.linalg.solve(gram, np.asarray((design.T @ x).todense()))
+    effects = np.vstack([np.zeros(n_genes), coefficients[n_conditions:]])
+    average = share @ effects
+    means, effects = coefficients[:n_conditions] + average, effects - average
+
+    total = np.asarray(x.multiply(x).sum(axis=0)).ravel()
+    explained = np.einsum("ij,ij->j", coefficients, np.asarray((design.T @ x).todense()))
+    freedom = max(n - design.shape[1], 1)
+    variance = np.maximum(total - explained, 0) / freedom
+    positive = variance[variance > 1e-10]
+    floor = positive.min() if len(positive) else 1.0
+    sd = np.sqrt(np.maximum(variance, floor))
+
+    k = min(n_directions, n_genes - 1, n - 1)
+    scaled = x @ sp.diags(1 / sd)
+    fitted = coefficients / sd
+
+    def forward(v: Array) -> Array:
+        return np.asarray(scaled @ v - design @ (fitted @ v))
+
+    def backward(v: Array) -> Array:
+        return np.asarray(scaled.T @ v - fitted.T @ (design.T @ v))
+
+    operator = LinearOperator((n, n_genes), matvec=forward, rmatvec=backward, matmat=forward, dtype=np.float64)
+    start = np.ones(min(n, n_genes)) / np.sqrt(min(n, n_genes))  # fixed, so that a fit repeats bit for bit
+    _, singular, right = svds(operator, k=k, v0=start)
+    order = np.argsort(singular)[::-1]
+    values, directions = singular[order] ** 2 / freedom, right[order].T
+    rest = max((float((variance / sd**2).sum()) - float(values.sum())) / max(n_genes - k, 1), 1e-3)
+    return CellVariation(means, effects, sd, directions, np.maximum(values, rest), rest)

@@ -1,0 +1,189 @@
+"""Posterior predictions of conditions: three targets kept apart by name, draws joint over conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..labels import parse_request
+from .recipe import Recipe, condition_seed
+
+Array = NDArray[np.float32]
+Kind = Literal["latent_mean", "measured_pseudobulk"]
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Mean and sd over draws, and quantiles by level, each (conditions, genes)."""
+
+    mean: Array
+    sd: Array
+    quantiles: dict[float, Array]
+
+    def quantile(self, level: float) -> Array:
+        """One of the stored levels 0.05, 0.25, 0.5, 0.75, 0.95."""
+        if level not in self.quantiles:
+            raise InputError(f"quantile {level} is not stored; choose one of {', '.join(map(str, self.quantiles))}.")
+        return self.quantiles[level]
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """Draws of a difference between conditions on the scale of the latent mean, (draws, genes), with what it rests on."""
+
+    name: str
+    genes: NDArray[np.str_]
+    draws: Array
+    note: str
+
+    @property
+    def mean(self) -> Array:
+        return np.asarray(self.draws.mean(axis=0))
+
+    def interval(self, level: float = 0.9) -> tuple[Array, Array]:
+        """Central interval of each gene, two arrays (genes,)."""
+        tail = (1 - level) / 2
+        low, high = np.quantile(self.draws, [tail, 1 - tail], axis=0)
+        return low, high
+
+    def probability_above(self, size: float) -> Array:
+        """P(|difference| > size) for each gene, (genes,)."""
+        return np.asarray((np.abs(self.draws) > size).mean(axis=0))
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Predictions of `conditions`, on the scale of the input's log expression (`scale`).
+
+    latent mean: E[x | globals, condition] of a cell population without end. measured pseudobulk: mean of `n_cells` measured
+    cells, finite-cell noise included. new cell: one more cell (`new_cells`). One joint draw of the globals serves every
+    condition, so differences between conditions may be taken draw by draw. Nothing is kept between calls but the recipe:
+    results are reduced block by block and repeat bit for bit.
+    """
+
+    recipe: Recipe
+    genes: NDArray[np.str_]
+    active: NDArray[np.bool_]
+    scale: str
+    n_targets: NDArray[np.int64]
+    seen_targets: NDArray[np.int64]
+    composition_is_additive: bool
+    targets: tuple[str, ...]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.recipe.conditions
+
+    @property
+    def n_cells(self) -> NDArray[np.int64]:
+        return self.recipe.n_cells
+
+    @property
+    def n_draws(self) -> int:
+        return len(self.recipe.draws)
+
+    def draws(self, kind: Kind = "measured_pseudobulk") -> Array:
+        """All draws at once, (draws, conditions, genes) float32: use `summary` where that does not fit in memory."""
+        out = np.zeros((self.n_draws, len(self.conditions), len(self.genes)), dtype=np.float32)
+        for chosen, block in self._blocks(kind):
+            out[:, chosen][..., self.active] = block
+        return out
+
+    def summary(self, kind: Kind = "measured_pseudobulk") -> Summary:
+        """Mean, sd and quantiles, reduced in a stream over conditions."""
+        return self.summaries((kind,))[kind]
+
+    def summaries(self, kinds: Sequence[Kind]) -> dict[Kind, Summary]:
+        """Summaries of several kinds from the same draws in one pass."""
+        shape = (len(self.conditions), len(self.genes))
+        out = {k: Summary(np.zeros(shape, np.float32), np.zeros(shape, np.float32),
+                          {q: np.zeros(shape, np.float32) for q in QUANTILES}) for k in kinds}  # fmt: skip
+        for chosen, latent, measured in self.recipe.blocks():
+            for kind in kinds:
+                block = (latent if kind == "latent_mean" else measured).numpy()
+                into = out[kind]
+                rows = np.arange(chosen.start, chosen.stop)[:, None]
+                columns = np.flatnonzero(self.active)[None]
+                into.mean[rows, columns] = block.mean(0)
+                into.sd[rows, columns] = block.std(0, ddof=1) if self.n_draws > 1 else 0.0
+                for q, value in zip(QUANTILES, np.quantile(block, QUANTILES, axis=0), strict=True):
+                    into.quantiles[q][rows, columns] = value
+        return out
+
+    def _blocks(self, kind: Kind):  # type: ignore[no-untyped-def]
+        if kind not in ("latent_mean", "measured_pseudobulk"):
+            raise InputError(f"kind {kind!r} is unknown; choose 'latent_mean' or 'measured_pseudobulk'.")
+        for chosen, latent, measured in self.recipe.blocks():
+            yield chosen, (latent if kind == "latent_mean" else measured).numpy()
+
+    def new_cells(self, condition: str, n: int, seed: int = 0) -> Array:
+        """`n` new cells of one condition, (n, genes): globals, latents and measurement noise all drawn."""
+        if n < 1:
+            raise InputError(f"n must be at least 1 cell, but {n} was given.")
+        row = self._row(condition)
+        generator = torch.Generator().manual_seed(condition_seed(self.conditions[row], seed, "new cells"))
+        numbers = torch.randint(self.n_draws, (n,), generator=generator).numpy()
+        out = np.zeros((n, len(self.genes)), dtype=np.float32)
+        with torch.no_grad():
+            out[:, self.active] = self.recipe.cells(row, numbers, generator).numpy()
+        return out
+
+    def contrast(self, a: str, b: str) -> Contrast:
+        """Latent mean of `a` minus that of `b`, draw by draw; both must be among the predicted conditions."""
+        one, two = self._latent(self._row(a)), self._latent(self._row(b))
+        name = f"{self.conditions[self._row(a)]} - {self.conditions[self._row(b)]}"
+        return Contrast(name, self.genes, one - two, "difference of two predictions of the same draws")
+
+    def interaction(self, combination: str) -> Contrast:
+        """Combination minus the sum of its singles' shifts, draw by draw (latent mean): 0 is additive.
+
+        The posterior must hold the combination; its singles and the control are predicted with the same draws.
+        """
+        row = self._row(combination)
+        if self.n_targets[row] < 2:
+            raise InputError(f"'{self.conditions[row]}' has fewer than two targets; ask for the interaction of a combination.")
+        recipe, design = self.recipe, self.recipe.design[row]
+        targets = torch.nonzero(design).flatten().tolist()
+        rows = torch.zeros(len(targets) + 1, design.shape[0])
+        for i, p in enumerate(targets):
+            rows[i, p] = design[p]
+        names = tuple(f"{self.conditions[row]} part {i}" for i in range(len(targets))) + ("control",)
+        n = len(names)
+        parts = Recipe(recipe.guide, recipe.draws, names, rows, np.full(n, -1), np.full(n, 10**6), recipe.moments,
+                       recipe.library, recipe.seed)  # fmt: skip
+        blocks = [latent for _, latent, _ in parts.blocks()]
+        latent = torch.cat(blocks, 1).numpy()
+        additive = latent[:, :-1].sum(1) - (len(targets) - 1) * latent[:, -1]
+        draws = np.zeros((self.n_draws, len(self.genes)), dtype=np.float32)
+        draws[:, self.active] = self._latent(row)[:, self.active] - additive
+        if recipe.trained[row] >= 0:
+            note = "this combination was trained: size and direction are learnt from its cells"
+        elif self.composition_is_additive:
+            note = ("no cell of this combination was trained and composition is additive: the direction of the interaction "
+                    "comes from the prior alone, only its likely size is informed")  # fmt: skip
+        else:
+            note = ("no cell of this combination was trained: the interaction is what the composition says of the two effects, "
+                    "its spread is the interaction prior's")  # fmt: skip
+        return Contrast(self.conditions[row], self.genes, draws, note)
+
+    def _latent(self, row: int) -> Array:
+        recipe = self.recipe
+        one = Recipe(recipe.guide, recipe.draws, recipe.conditions[row : row + 1], recipe.design[row : row + 1],
+                     recipe.trained[row : row + 1], recipe.n_cells[row : row + 1], recipe.moments, recipe.library, recipe.seed)  # fmt: skip
+        out = np.zeros((self.n_draws, len(self.genes)), dtype=np.float32)
+        out[:, self.active] = next(iter(one.blocks()))[1][:, 0].numpy()
+        return out
+
+    def _row(self, condition: str) -> int:
+        name = condition if condition in self.conditions else parse_request([condition], self.targets)[0]
+        if name not in self.conditions:
+            shown = ", ".join(self.conditions[:8])
+            raise InputError(f"'{condition}' is not among the predicted conditions ({shown}, ...); ask predict() for it first.")
+        return self.conditions.index(name)

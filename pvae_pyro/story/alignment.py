@@ -1,0 +1,58 @@
+"""Alignment of the background of perturbed and control cells: a penalty on the guide, apart from the ELBO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..errors import InputError
+
+
+class Alignment(Protocol):
+    """Penalty on background posterior means, from condition-balanced samples."""
+
+    weight: float
+
+    def penalty(self, perturbed: Tensor, control: Tensor) -> Tensor:
+        """Scalar penalty; `perturbed` (conditions, cells, latents) and `control` (cells, latents) are means of q(z_b)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Centroid:
+    """Squared distance of the condition's centroid from the control's, |mean mu_b(d) - mean mu_b(0)|^2, mean over conditions.
+
+    An unbiased U-statistic of it: products of different cells only, so that (unlike the paper's Eq. 4 on random pairs) the
+    spread of z_b inside a condition is not shrunk and small samples are not penalised for their noise; it may be negative.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise InputError(f"weight must not be negative, but {self.weight} was given; 0 switches alignment off.")
+
+    def penalty(self, perturbed: Tensor, control: Tensor) -> Tensor:
+        within = _product_of_different(perturbed)  # (conditions,)
+        base = _product_of_different(control)
+        cross = (perturbed.mean(1) * control.mean(0)).sum(-1)
+        return (within + base - 2 * cross).mean()
+
+
+def _product_of_different(x: Tensor) -> Tensor:
+    """Mean of x_i . x_j over i != j; x is (..., cells, latents) with at least two cells."""
+    n = x.shape[-2]
+    total = x.sum(-2).square().sum(-1)
+    return (total - x.square().sum((-2, -1))) / (n * (n - 1))
+
+
+@dataclass(frozen=True)
+class NoAlignment:
+    """No penalty."""
+
+    weight: float = 0.0
+
+    def penalty(self, perturbed: Tensor, control: Tensor) -> Tensor:
+        return perturbed.new_zeros(())

@@ -1,0 +1,171 @@
+"""The generative story: PerturbedVAE as one Pyro program (design 2; paper Eqs. 1, 6-9, 59)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .alignment import Alignment, Centroid
+from .composition import Composition, Interaction, Saturating, is_combination
+from .effects import Effects, SpikeSlab
+from .graphs import CausalGraph, Graph
+from .latents import StructuralNormal, propagate
+from .likelihoods import Gaussian, Likelihood
+from .networks import Decoder
+from .plates import Plates
+
+
+@dataclass(frozen=True)
+class PerturbedVAE:
+    """What the story is made of; every part can be swapped, e.g. `model.replace(effects=NormalEffects())`.
+
+    `responsive`: number of responsive latents; None lets the warm start pick the rank (30 without one).
+    `background`: number of background latents. `hidden`: width of the encoder's correction networks.
+    `decoder_hidden`: width of the decoder's correction (0: linear predictor plus link).
+    """
+
+    effects: Effects = field(default_factory=SpikeSlab)
+    graph: Graph = field(default_factory=CausalGraph)
+    composition: Composition = field(default_factory=Saturating)
+    interaction: Interaction = field(default_factory=Interaction)
+    alignment: Alignment = field(default_factory=Centroid)
+    likelihood: Likelihood = field(default_factory=Gaussian)
+    responsive: int | None = None
+    background: int = 20
+    hidden: int = 64
+    decoder_hidden: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = {"responsive": self.responsive, "background": self.background, "hidden": self.hidden}
+        for name, low in (("responsive", 1), ("background", 1), ("hidden", 0)):
+            value = sizes[name]
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+                raise InputError(f"{name} must be a whole number of at least {low}, but {value!r} was given.")
+
+    def replace(self, **parts: Any) -> PerturbedVAE:
+        """The same model with some parts swapped; an unknown name is a TypeError."""
+        return replace(self, **parts)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A minibatch as the story sees it: all tensors share the first dimension (cells)."""
+
+    expression: Tensor  # (cells, genes) log1p counts per 10,000, or the input's own scale
+    observed: Tensor  # (cells, genes) what the likelihood observes: the same, or counts
+    condition: Tensor  # (cells,) index into the story's conditions
+    batch: Tensor  # (cells,)
+    library: Tensor  # (cells,)
+
+
+@dataclass(frozen=True)
+class Globals:
+    """One value of everything that is shared by cells."""
+
+    effects: Tensor  # w (targets, latents)
+    graph: Tensor  # L (latents, latents)
+    coupling: Tensor  # B (background, latents): background -> responsive
+    log_variance: Tensor  # nu (targets, latents)
+    kappa: Tensor  # (latents,)
+    composition: dict[str, Tensor]
+    noise: Tensor  # (genes,)
+    shift: Tensor  # m (conditions, latents), interactions included
+    residual: Tensor  # r (conditions, genes)
+
+
+class Story(nn.Module):
+    """The Pyro program for one screen: `story(cells)` states every site for a minibatch of cells."""
+
+    design: Tensor
+    effect_scale: Tensor
+    noise_start: Tensor
+    spread: Tensor
+
+    def __init__(self, model: PerturbedVAE, design: Tensor, n_cells: int, n_batches: int, n_genes: int, responsive: int) -> None:
+        super().__init__()
+        self.model, self.n_cells = model, n_cells
+        self.decoder = Decoder(n_batches, responsive, model.background, n_genes, model.decoder_hidden)
+        self.register_buffer("design", design)  # (conditions, targets)
+        self.register_buffer("effect_scale", torch.ones(responsive))  # typical size of an effect, per latent
+        self.register_buffer("noise_start", torch.ones(n_genes))  # centre of the noise prior
+        self.register_buffer("spread", torch.ones(n_genes))  # within-condition sd of a gene: unit of the residual r
+        self.register_buffer("unit", torch.tensor(1.0))  # control-cell sds in one latent unit
+        self.combinations = torch.nonzero(is_combination(design)).flatten().tolist()
+
+    @property
+    def n_latents(self) -> int:
+        return int(self.effect_scale.shape[0])
+
+    def shared(self) -> dict[str, Any]:
+        """Sites shared by all cells but for those of single combinations."""
+        like, n_b = self.effect_scale, self.model.background
+        plates = Plates.make(self.design.shape[1], n_b, self.n_latents, len(self.noise_start))
+        w = self.model.effects.sample(plates, like)  # (targets, latents)
+        graph = self.model.graph.sample(plates, like)  # L, strictly lower triangular
+        with plates.background, plates.latents:
+            coupling = pyro.sample("coupling", dist.Normal(like.new_zeros(n_b, len(like)), 0.1))  # B, Eq. 59: L_rb
+        with plates.targets, plates.latents:
+            nu = pyro.sample("log_variance", dist.Normal(torch.zeros_like(w), 0.1))  # v(u), shrunk to v(0) = 1
+        kappa = self.model.interaction.sample(plates, like)
+        composition = self.model.composition.sample(like)
+        noise = self.model.likelihood.sample(plates, self.noise_start)
+        return {"effects": w, "graph": graph, "coupling": coupling, "log_variance": nu, "kappa": kappa,
+                "composition": composition, "noise": noise}  # fmt: skip
+
+    def compose(self, shared: dict[str, Any], design: Tensor) -> Tensor:
+        """Mean effect of conditions without their interaction, shape (conditions, latents)."""
+        return self.model.composition.compose(shared["composition"], design, shared["effects"], float(self.unit))
+
+    def interact(self, shared: dict[str, Any], design: Tensor) -> tuple[Tensor, Tensor]:
+        """State the interaction eta (combinations, latents) and the residual r (combinations, genes) of these rows."""
+        part, n = self.model.interaction, len(design)
+        width = part.latent_width(shared["kappa"], self.effect_scale, design, shared["effects"])
+        with pyro.plate("combinations", n, dim=-1):
+            spread = max(part.surprise_spread, 1e-6)
+            surprise = pyro.sample("surprise", dist.LogNormal(width.new_zeros(n), spread)).unsqueeze(-1)
+            eta = pyro.sample("interaction", dist.Normal(torch.zeros_like(width), width * surprise).to_event(1))
+            sd = (max(part.outside, 1e-6) * self.spread * surprise).expand(n, -1)
+            r = pyro.sample("residual", dist.Normal(torch.zeros_like(sd), sd).to_event(1))
+        return eta, r
+
+    def globals(self) -> Globals:
+        """State every global site; conditions are the rows of the training design."""
+        shared = self.shared()
+        shift = self.compose(shared, self.design)
+        residual = shift.new_zeros(len(self.design), self.spread.shape[0])
+        if self.combinations:
+            eta, r = self.interact(shared, self.design[self.combinations])
+            rows = torch.tensor(self.combinations, device=shift.device)
+            shift, residual = shift.index_add(0, rows, eta), residual.index_copy(0, rows, r)
+        return Globals(shift=shift, residual=residual, **shared)
+
+    def noise_variance(self, log_variance: Tensor, design: Tensor) -> Tensor:
+        """v(u) with log v = sum_p u_p nu_p clipped to +-2 and v(0) = 1, shape (conditions, latents)."""
+        return (design @ log_variance).clamp(-2, 2).exp()
+
+    def responsive_law(self, g: Globals, z_b: Tensor, condition: Tensor) -> StructuralNormal:
+        """p(z_r | z_b, u), Eq. 59, for cells with background z_b (cells, background) and condition index (cells,)."""
+        scale = self.noise_variance(g.log_variance, self.design)[condition].sqrt()
+        return StructuralNormal(z_b @ g.coupling + g.shift[condition], g.graph, scale)
+
+    def forward(self, cells: Cells, index: Tensor | None = None) -> None:
+        g = self.globals()
+        n = len(cells.condition)
+        with pyro.plate("cells", self.n_cells, subsample=index if index is not None else torch.arange(n), dim=-1):
+            z_b = pyro.sample("z_b", dist.Normal(cells.expression.new_zeros(n, self.model.background), 1.0).to_event(1))
+            z_r = pyro.sample("z_r", self.responsive_law(g, z_b, cells.condition))  # (cells, latents)
+            eta = self.decoder(z_b, z_r, cells.batch)  # (cells, genes)
+            if self.combinations:
+                eta = eta + g.residual[cells.condition]
+            pyro.sample("x", self.model.likelihood.law(eta, g.noise, cells.library), obs=cells.observed)
+
+
+def effect_of(g: Globals) -> Tensor:
+    """Total latent shift of each training condition, (I - L)^{-1} m, shape (conditions, latents)."""
+    return propagate(g.shift, g.graph)
