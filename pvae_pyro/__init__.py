@@ -1,0 +1,81 @@
+"""PerturbedVAE as a probabilistic program: what would an unmeasured combination of perturbations look like, and how sure are we?
+
+    import pvae_pyro as pv
+    screen = pv.Screen.from_anndata("screen.h5ad", "condition")
+    split = pv.split_screen(screen, "singles")
+    fit = pv.fit(pv.PerturbedVAE(), split.train)
+    posterior = fit.predict(["A+B"], draws=200)
+
+Names are loaded on first use, so that importing the package does not import PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import evaluation, simulate
+    from .errors import InputError
+    from .evaluation import Prediction
+    from .evaluation.baselines import baselines
+    from .evaluation.scores import evaluate
+    from .guides import Amortized
+    from .inference import Finding, Fit, FitSettings, NotFinite, fit
+    from .prediction import Contrast, Posterior
+    from .report import evaluate_run
+    from .screen import ConditionSummary, Screen
+    from .splits import Split, split_screen
+    from .story import (
+        Additive,
+        CausalGraph,
+        Centroid,
+        Gaussian,
+        Interaction,
+        NegativeBinomial,
+        NoAlignment,
+        NoGraph,
+        NormalEffects,
+        PerturbedVAE,
+        Saturating,
+        SpikeSlab,
+    )
+
+try:
+    __version__ = version("pvae-pyro")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0+unknown"
+
+_WHERE = {
+    "errors": ("InputError",),
+    "evaluation": ("Prediction",),
+    "evaluation.scores": ("evaluate",),
+    "evaluation.baselines": ("baselines",),
+    "guides": ("Amortized",),
+    "inference": ("Finding", "Fit", "FitSettings", "NotFinite", "fit"),
+    "prediction": ("Contrast", "Posterior"),
+    "report": ("evaluate_run",),
+    "screen": ("ConditionSummary", "Screen"),
+    "splits": ("Split", "split_screen"),
+    "story": (
+        "Additive", "CausalGraph", "Centroid", "Gaussian", "Interaction", "NegativeBinomial", "NoAlignment", "NoGraph",
+        "NormalEffects", "PerturbedVAE", "Saturating", "SpikeSlab",
+    ),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "Additive", "Amortized", "CausalGraph", "Centroid", "ConditionSummary", "Contrast", "Finding", "Fit", "FitSettings",
+    "Gaussian", "InputError", "Interaction", "NegativeBinomial", "NoAlignment", "NoGraph", "NormalEffects", "NotFinite",
+    "PerturbedVAE", "Posterior", "Prediction", "Saturating", "Screen", "SpikeSlab", "Split", "__version__", "baselines",
+    "evaluate", "evaluate_run", "evaluation", "fit", "simulate", "split_screen",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if name in ("evaluation", "simulate"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,7 +48,7 @@ class _Echo(logging.Handler):
 
 
 @contextmanager
-def _command() -> Iterator[None]:
+def command() -> Iterator[None]:
     """What every command shares: notices are shown; a user's mistake ends in one sentence and status 2."""
     handler, level = _Echo(logging.INFO), _LOG.level
     _LOG.addHandler(handler)
@@ -73,12 +73,14 @@ def _stop(sentence: str, status: int) -> NoReturn:
 
 
 @app.command("fit")
-@_command()
+@command()
 def fit_command(
     data: Annotated[Path, typer.Argument(metavar="DATA.h5ad", help="Screen: cells x genes, labels in obs.")],
     perturbation_key: Annotated[str, typer.Option(help="obs column that says what was perturbed.")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder to write the fit to.")],
-    control_label: Annotated[str | None, typer.Option(help="Label of control cells (default: found).")] = None,
+    control_label: Annotated[
+        str | None, typer.Option(help="Label of control cells (default: found).")
+    ] = None,
     separator: Annotated[str | None, typer.Option(help="What joins targets (default: found).")] = None,
     batch_key: Annotated[str | None, typer.Option(help="obs column of batches.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer to read instead of X.")] = None,
@@ -105,11 +107,12 @@ def fit_command(
 
     _check_seed(seed)
     writer = RunWriter.check(out, resume, overwrite)
-    _check_device(device)
 
     from pvae_pyro.config import load_config, to_dict, to_toml
+    from pvae_pyro.inference.fitting import choose_device
     from pvae_pyro.screen import Screen, read_conditions, split_screen
 
+    choose_device(device)
     parts = load_config(config)
     trained = train if train in ("all", "singles") else read_conditions(train)
     kept_back = read_conditions(hold_out) if hold_out else []
@@ -148,12 +151,15 @@ def fit_command(
         typer.echo(f"The fit in {out} is complete, there is nothing to resume.")
         return
 
+    from pvae_pyro.inference import NotFinite
     from pvae_pyro.inference import fit as fit_model
+    from pvae_pyro.inference.versions import versions
 
     facts = {
+        "versions": versions(),
         "command": shlex.join(["pvae-pyro", *sys.argv[1:]]),
         "data": data.name,
-        "known_targets": list(screen.targets),
+        "note": _note(data),
         "settings": settings,
     }
     writer.begin(facts, to_toml(to_dict(parts)), held_out)
@@ -166,26 +172,36 @@ def fit_command(
             seed=seed,
             device=device,
             progress=sys.stderr.isatty(),
-            run_dir=writer.checkpoint,
+            known_targets=screen.targets,
+            checkpoint=writer.checkpoint,
         )
         fit.save(writer.work / "fit")
         writer.finish()
     except BaseException as problem:
         kept = writer.give_up()
         if isinstance(problem, KeyboardInterrupt) and kept:
-            _stop(f"interrupted, the state is in {writer.work}; continue by the same command with --resume.", 130)
+            _stop(
+                f"interrupted, the state is in {writer.work}; continue by the same command with --resume.",
+                130,
+            )
+        if isinstance(problem, NotFinite):
+            _stop(str(problem), 1)
         raise
     _show_findings(fit)
     typer.echo(f"The fit is in {out}.")
 
 
 @app.command()
-@_command()
+@command()
 def predict(
     run: RunFolder,
     out: Annotated[Path, typer.Option(metavar="PRED.h5ad", help="File of predicted pseudobulks to write.")],
-    conditions: Annotated[str | None, typer.Option(metavar="'A+B,C+D'", help="Conditions to predict.")] = None,
-    conditions_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Conditions, one a line.")] = None,
+    conditions: Annotated[
+        str | None, typer.Option(metavar="'A+B,C+D'", help="Conditions to predict.")
+    ] = None,
+    conditions_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Conditions, one a line.")
+    ] = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Every pair of trained targets.")] = False,
     n_cells: Annotated[int | None, typer.Option(help="Cells of each predicted pseudobulk.")] = None,
     n_cells_file: Annotated[
@@ -194,7 +210,9 @@ def predict(
     draws: Annotated[int, typer.Option(help="Posterior draws.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     draws_out: Annotated[Path | None, typer.Option(metavar="D.npz", help="Write the draws, too.")] = None,
-    cells_out: Annotated[Path | None, typer.Option(metavar="CELLS.h5ad", help="Write new cells, too.")] = None,
+    cells_out: Annotated[
+        Path | None, typer.Option(metavar="CELLS.h5ad", help="Write new cells, too.")
+    ] = None,
     effects_out: Annotated[
         Path | None, typer.Option(metavar="EFFECTS.csv", help="Write the latent effects, too.")
     ] = None,
@@ -217,13 +235,10 @@ def predict(
     from pvae_pyro.inference import Fit
 
     request.check_one_source(conditions, conditions_file, all_pairs)
-    known = opened.known_targets
-    sizes = request.cell_numbers(n_cells, n_cells_file, known)
-    asked = request.conditions(conditions, conditions_file, known)
     fit = Fit.load(opened.fit)
+    sizes = request.cell_numbers(n_cells, n_cells_file, fit.known_targets)
+    asked = request.conditions(conditions, conditions_file, fit.known_targets)
     posterior = fit.predict(asked or request.all_pairs(fit.targets), draws=draws, n_cells=sizes, seed=seed)
-    request.warn_unseen(posterior)
-
     origin = {"run": run.name, "seed": seed, "draws": draws}
     with outputs.staged(*targets) as parts:
         place = dict(zip(targets, parts, strict=True))
@@ -233,7 +248,7 @@ def predict(
         if cells_out:
             files.write_cells(posterior, place[cells_out], origin)
         if effects_out:
-            fit.effects_table().to_csv(place[effects_out], index=False)
+            fit.effects_table(seed=seed).to_csv(place[effects_out], index=False)
     typer.echo(
         f"Predicted {len(posterior.conditions)} conditions x {len(posterior.genes)} genes from {draws} draws: "
         f"{', '.join(map(str, targets))}."
@@ -241,7 +256,7 @@ def predict(
 
 
 @app.command()
-@_command()
+@command()
 def evaluate(
     run: RunFolder,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the report to.")],
@@ -256,26 +271,22 @@ def evaluate(
 
     outputs.check_new_folder(out, overwrite, REPORT_MARKER, REPORT_KIND)
     opened = open_run(run)
-    held_out = opened.held_out() if test is None else None
-    if test is None and held_out is None:
-        raise InputError(
-            f"the run {run} was trained on every condition of its data; give cells to score on with --test."
-        )
 
     from pvae_pyro.inference import Fit
     from pvae_pyro.report import evaluate_run
 
     fit = Fit.load(opened.fit)
-    truth = held_out if test is None else _read_test(test, opened, fit)
+    truth = opened.held_out() if test is None else _read_test(test, opened, fit)
     with outputs.staged(out) as (folder,):
-        report = evaluate_run(fit, truth, folder, seed=opened.settings["seed"])
+        note = _note(test) if test else opened.facts["note"]
+        report = evaluate_run(fit, truth, folder, seed=opened.settings["seed"], data_note=note)
         facts = {"run": run.name, "test": test.name if test else None, "seed": opened.settings["seed"]}
         outputs.write_marker(folder, REPORT_MARKER, REPORT_KIND, facts)
     typer.echo(f"The report is in {out / report.name}.")
 
 
 @app.command()
-@_command()
+@command()
 def simulate(
     out: Annotated[Path, typer.Option(metavar="SIM.h5ad", help="File to write.")],
     preset: Annotated[str, typer.Option(metavar="NAME", help="Which simulated world.")] = "default",
@@ -301,14 +312,14 @@ def _check_seed(seed: int) -> None:
         raise InputError(f"the seed is {seed}; give a number from 0 to {2**32 - 1}.")
 
 
-def _check_device(device: str) -> None:
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"the device {device!r} is unknown; it is auto, cpu or cuda.")
-    if device == "cuda":
-        import torch
+def _note(path: Path) -> str:
+    """What a readable h5ad says of itself in uns["note"], up to a colon: simulated data is called so."""
+    import h5py
 
-        if not torch.cuda.is_available():
-            raise InputError("there is no CUDA device on this machine; use --device cpu or auto.")
+    with h5py.File(path, "r") as file:
+        note = file.get("uns/note")
+        text = note[()] if isinstance(note, h5py.Dataset) and note.shape == () else ""
+    return (text.decode(errors="replace") if isinstance(text, bytes) else str(text)).partition(":")[0].strip()
 
 
 def _read_test(path: Path, run: Run, fit: Fit) -> ConditionSummary:
@@ -326,7 +337,7 @@ def _read_test(path: Path, run: Run, fit: Fit) -> ConditionSummary:
     perturbed = [name for name in screen.conditions if name != CONTROL]
     if not perturbed:
         raise InputError(f"{path.name} holds no perturbed cells; give a test file with some to score on.")
-    parse_request(perturbed, run.known_targets)
+    parse_request(perturbed, fit.known_targets)
     for notice in screen.notices:
         typer.echo(notice)
     return screen.restrict(perturbed).select_genes([str(gene) for gene in fit.genes]).summary()

@@ -62,10 +62,12 @@ def from_dict(tables: Mapping[str, Any], origin: str = "the configuration") -> C
     _refuse_unknown(tables, ("story", "guide", "fit"), f"{origin} has the unknown table", "tables")
     for name, table in tables.items():
         if not isinstance(table, Mapping):
-            raise InputError(f"{origin}: {name} must be a table, found {table!r}; write [{name}] above its keys.")
+            raise InputError(
+                f"{origin}: {name} must be a table, found {table!r}; write [{name}] above its keys."
+            )
     story = dict(tables.get("story", {}))
-    hints = {field.name for field in dataclasses.fields(PerturbedVAE)}
-    _refuse_unknown(story, hints, f"{origin}: [story] has the unknown key", "keys")
+    known = [field.name for field in dataclasses.fields(PerturbedVAE)]
+    _refuse_unknown(story, known, f"{origin}: [story] has the unknown key", "keys")
     parts = {
         key: named(story.pop(key), PARTS[key], f"{origin}: [story] {key}") for key in PARTS if key in story
     }
@@ -115,7 +117,9 @@ def named(value: Any, choices: Mapping[str, type], where: str) -> Any:
     """One of several dataclasses: its name, or a table of its `name` and settings. Raises InputError."""
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, Mapping):
-        raise InputError(f"{where} must be a name or a table, found {value!r}; the names are {_list(choices)}.")
+        raise InputError(
+            f"{where} must be a name or a table, found {value!r}; the names are {_list(choices)}."
+        )
     if "name" not in table:
         raise InputError(f"{where} has no name; add name = one of {_list(choices)}.")
     name = table["name"]
@@ -141,10 +145,10 @@ def _plain(value: Any) -> Any:
     return AUTO if value is None else value
 
 
-def _refuse_unknown(table: Mapping[str, Any], known: Sequence[str] | set[str], what: str, kind: str) -> None:
+def _refuse_unknown(table: Mapping[str, Any], known: Sequence[str], what: str, kind: str) -> None:
     for key in table:
         if key not in known:
-            raise InputError(f"{what} {key!r}; the known {kind} are {_list(sorted(known))}.")
+            raise InputError(f"{what} {key!r}; the known {kind} are {_list(known)}.")
 
 
 def _list(names: Any) -> str:

@@ -7,13 +7,10 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pvae_pyro.errors import InputError
-
-_PACKAGES = ("pvae-pyro", "torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata")
 
 
 def check_new_file(path: Path, overwrite: bool) -> Path:
@@ -41,7 +38,9 @@ def check_new_folder(path: Path, overwrite: bool, marker: str, kind: str) -> Pat
             f"the folder {path} exists and was not written by {kind}, so it is not touched; name another one."
         )
     if not overwrite:
-        raise InputError(f"the folder {path} exists already; name another one or replace it with --overwrite.")
+        raise InputError(
+            f"the folder {path} exists already; name another one or replace it with --overwrite."
+        )
     return path
 
 
@@ -99,8 +98,7 @@ def remove(path: Path) -> None:
 
 def write_marker(folder: Path, marker: str, kind: str, facts: Mapping[str, Any]) -> None:
     """Write the JSON file that says who made a folder and from what, whole or not at all."""
-    versions = {name: _version(name) for name in _PACKAGES}
-    text = json.dumps({"made_by": kind, "versions": versions, **facts}, indent=1, ensure_ascii=False)
+    text = json.dumps({"made_by": kind, **facts}, indent=1, ensure_ascii=False)
     with staged(folder / marker) as (part,):
         part.write_text(text + "\n", encoding="utf-8")
 
@@ -119,10 +117,3 @@ def _check_parent(path: Path) -> None:
         raise InputError(f"the output {str(path)!r} has no name; name a file or folder to write.")
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written, there is no folder {path.parent}; make it first.")
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"  # used from a checkout

@@ -13,12 +13,7 @@ from anndata import AnnData
 if TYPE_CHECKING:
     from pvae_pyro.prediction import Posterior
 
-MEASURED, LATENT = "measured_pseudobulk", "latent_mean"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_SCALES = {
-    "counts": "log1p(counts per 10,000)",
-    "normalised": "the input's own scale: it was normalised already and used as it is",
-}
 
 
 def write_predictions(posterior: Posterior, path: Path, origin: Mapping[str, Any]) -> None:
@@ -26,7 +21,8 @@ def write_predictions(posterior: Posterior, path: Path, origin: Mapping[str, Any
 
     `sd`, `q05` ... `q95` include the noise of `n_cells` cells, `latent_mean` and `latent_sd` do not.
     """
-    measured, latent = posterior.summary(MEASURED), posterior.summary(LATENT)
+    both = posterior.summaries(("measured_pseudobulk", "latent_mean"))
+    measured, latent = both["measured_pseudobulk"], both["latent_mean"]
     layers = {"sd": measured.sd, "latent_mean": latent.mean, "latent_sd": latent.sd}
     layers |= {f"q{round(100 * q):02d}": measured.quantile(q) for q in QUANTILES}
     table = AnnData(
@@ -42,8 +38,8 @@ def write_predictions(posterior: Posterior, path: Path, origin: Mapping[str, Any
         var=pd.DataFrame(index=[str(gene) for gene in posterior.genes]),
         layers={name: _float32(values) for name, values in layers.items()},
         uns={
-            "scale": _SCALES[posterior.scale],
-            "quantity": "predicted measured pseudobulk: mean over n_cells cells on the scale",
+            "scale": posterior.scale,
+            "quantity": "predicted measured pseudobulk of n_cells cells",
             "pvae_pyro": dict(origin),
         },
     )
@@ -55,7 +51,7 @@ def write_draws(posterior: Posterior, path: Path) -> None:
     with path.open("wb") as stream:  # given a name, numpy appends .npz to it
         np.savez_compressed(
             stream,
-            draws=_float32(posterior.draws(MEASURED)),
+            draws=_float32(posterior.draws("measured_pseudobulk")),
             conditions=np.array(list(posterior.conditions), dtype=np.str_),
             genes=np.array([str(gene) for gene in posterior.genes], dtype=np.str_),
         )
@@ -75,7 +71,7 @@ def write_cells(posterior: Posterior, path: Path, origin: Mapping[str, Any]) -> 
             index=[f"{name}:{number}" for name, number in zip(labels, numbers, strict=True)],
         ),
         var=pd.DataFrame(index=[str(gene) for gene in posterior.genes]),
-        uns={"scale": _SCALES[posterior.scale], "quantity": "predicted new cells", "pvae_pyro": dict(origin)},
+        uns={"scale": posterior.scale, "quantity": "predicted new cells", "pvae_pyro": dict(origin)},
     )
     table.write_h5ad(path, compression="gzip")
 

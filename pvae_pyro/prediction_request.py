@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from pvae_pyro.errors import InputError
 from pvae_pyro.labels import canonical, listing, parse_request
 from pvae_pyro.screen import read_conditions
-
-if TYPE_CHECKING:
-    from pvae_pyro.prediction import Posterior
-
-_LOG = logging.getLogger("pvae_pyro")
 
 
 def check_one_source(text: str | None, file: Path | None, pairs: bool) -> None:
@@ -50,9 +42,7 @@ def all_pairs(targets: Sequence[str]) -> list[str]:
     return [canonical(pair) for pair in combinations(sorted(targets), 2)]
 
 
-def cell_numbers(
-    number: int | None, file: Path | None, known: Sequence[str]
-) -> int | dict[str, int] | None:
+def cell_numbers(number: int | None, file: Path | None, known: Sequence[str]) -> int | dict[str, int] | None:
     """Cells of each pseudobulk: one number for all, by canonical condition from a CSV, or None for defaults.
 
     Raises InputError for numbers below 1 and a file without the columns condition and n_cells.
@@ -79,22 +69,6 @@ def cell_numbers(
     sizes = {}
     for name, written in zip(names, table["n_cells"], strict=True):
         if not written.strip().isdecimal() or int(written) < 1:
-            raise InputError(
-                f"{file} says {written!r} cells for {name!r}; give a whole number of 1 or more."
-            )
+            raise InputError(f"{file} says {written!r} cells for {name!r}; give a whole number of 1 or more.")
         sizes[name] = int(written)
     return sizes
-
-
-def warn_unseen(posterior: Posterior) -> None:
-    """Log one warning that counts the conditions with targets that were never trained on."""
-    lacking = np.asarray(posterior.n_targets) - np.asarray(posterior.seen_targets)
-    names = [posterior.conditions[place] for place in np.flatnonzero(lacking)]
-    if names:
-        _LOG.warning(
-            "Warning: %d of %d conditions have targets that were never trained on, whose effects come from the "
-            "prior: %s.",
-            len(names),
-            len(posterior.conditions),
-            listing(names, 5),
-        )

@@ -46,18 +46,16 @@ class Run:
         settings: dict[str, Any] = self.facts["settings"]
         return settings
 
-    @property
-    def known_targets(self) -> tuple[str, ...]:
-        """Targets that stand in any condition of the data, trained on or not."""
-        return tuple(self.facts["known_targets"])
-
-    def held_out(self) -> ConditionSummary | None:
-        """Measured summaries of the conditions of the data that were not trained on."""
+    def held_out(self) -> ConditionSummary:
+        """Measured summaries of the conditions of the data not trained on; InputError where there are none."""
         from pvae_pyro.screen import ConditionSummary
 
         path = self.folder / _HELD_OUT
         if not path.exists():
-            return None
+            raise InputError(
+                f"the run {self.folder} was trained on every condition of its data; give cells to score on with "
+                "--test."
+            )
         with np.load(path, allow_pickle=False) as arrays:
             return ConditionSummary.from_arrays(arrays)
 
@@ -78,7 +76,7 @@ def open_run(path: Path) -> Run:
             f"the run {path} has the format {facts.get('format')!r} but this version reads {FORMAT}; fit again."
         )
     run = Run(path, facts)
-    if not run.fit.is_dir() or not {"settings", "known_targets"} <= facts.keys():
+    if not run.fit.is_dir() or "settings" not in facts:
         raise InputError(f"the run {path} is damaged, parts of it are missing; fit again.")
     return run
 
@@ -102,7 +100,9 @@ class RunWriter:
     def check(cls, path: Path, resume: bool = False, overwrite: bool = False) -> RunWriter:
         """Refuse, with InputError, a folder that this fit may not write."""
         if resume and overwrite:
-            raise InputError("--resume continues a fit and --overwrite replaces it; give only one of the two.")
+            raise InputError(
+                "--resume continues a fit and --overwrite replaces it; give only one of the two."
+            )
         outputs.check_new_folder(path, overwrite or resume, MARKER, KIND)
         work = partial_of(path)
         outputs.check_new_folder(work, True, MARKER, KIND)
@@ -140,9 +140,11 @@ class RunWriter:
     def begin(self, facts: Mapping[str, Any], config: str, held_out: ConditionSummary | None) -> None:
         """Make the partial folder with everything but the fit; when resuming it is there."""
         if self.resume:
+            outputs.remove(self.work / "fit")  # cut short while it was written
             return
+        outputs.remove(self.work)
         with outputs.staged(self.work) as (folder,):
-            (folder / self.checkpoint.name).mkdir(parents=True)
+            folder.mkdir()
             (folder / "config.toml").write_text(config, encoding="utf-8")
             if held_out is not None:
                 np.savez_compressed(folder / _HELD_OUT, **held_out.arrays())  # type: ignore[arg-type]
@@ -152,7 +154,8 @@ class RunWriter:
 
     def finish(self) -> None:
         """The partial folder becomes RUN, in place of an older one."""
-        outputs.remove(self.checkpoint)
+        for leftover in self.work.glob(f"{self.checkpoint.name}*"):
+            outputs.remove(leftover)
         outputs.put(self.work, self.path)
 
     def give_up(self) -> bool:

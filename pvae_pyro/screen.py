@@ -155,7 +155,7 @@ class Screen:
             convention=convention,
             notices=_notices(labels, convention, scale_found, scale, int((~kept).sum()), expression),
         )
-        return whole.cells(kept)
+        return whole if kept.all() else whole.cells(kept)
 
     @property
     def n_cells(self) -> int:

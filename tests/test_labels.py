@@ -22,7 +22,18 @@ from pvae_pyro.labels import (
 
 CONTROL_SPELLINGS = [
     *("", " ", "control", "Control", "CTRL", "ctrl", "non-targeting", "Non-Targeting", "non_targeting"),
-    *("nontargeting", "NT", "nt", "NTC", "unperturbed", "neg-control", "neg_ctrl", "NegCtrl0", "NT_3", "NTC-1"),
+    *(
+        "nontargeting",
+        "NT",
+        "nt",
+        "NTC",
+        "unperturbed",
+        "neg-control",
+        "neg_ctrl",
+        "NegCtrl0",
+        "NT_3",
+        "NTC-1",
+    ),
     *("negative control", "safe-targeting", "non-targeting_0012", "scrambled"),
 ]
 GENES = st.from_regex(r"[A-Z][A-Z0-9]{0,4}([.-][A-Z0-9]{1,3})?", fullmatch=True).filter(
@@ -57,7 +68,9 @@ def test_control_words(label: str) -> None:
     assert read([label, "A", "A+B"]) == [CONTROL, "A", "A+B"]
 
 
-@pytest.mark.parametrize("label", ["NT5", "NT5E", "NT-3", "NTRK1", "CTRC", "CONTROLLER", "-", "A", "WT1", "0"])
+@pytest.mark.parametrize(
+    "label", ["NT5", "NT5E", "NT-3", "NTRK1", "CTRC", "CONTROLLER", "-", "A", "WT1", "0"]
+)
 def test_names_that_are_not_control(label: str) -> None:
     assert not is_control_word(label)
 
@@ -277,7 +290,9 @@ def test_requests_by_hand() -> None:
 
 @settings(max_examples=300)
 @given(
-    st.lists(st.text(alphabet="AB1_+,;|@.- ", max_size=8) | st.sampled_from(["ctrl", "NT_1", "A_ctrl", "A_B"])),
+    st.lists(
+        st.text(alphabet="AB1_+,;|@.- ", max_size=8) | st.sampled_from(["ctrl", "NT_1", "A_ctrl", "A_B"])
+    ),
     st.none() | st.sampled_from(["ctrl", "A", "", "NT"]),
     st.none() | st.sampled_from(["_", "+", "none", "@", "__"]),
 )
@@ -286,7 +301,9 @@ def test_any_labels_are_read_or_refused_in_one_sentence(
 ) -> None:
     try:
         convention = detect_convention(labels, control, separator)
-        names = [canonical(doses, doses.values()) for doses in (parse_condition(one, convention) for one in labels)]
+        names = [
+            canonical(doses, doses.values()) for doses in (parse_condition(one, convention) for one in labels)
+        ]
     except InputError as problem:
         assert str(problem).endswith(".") and "\n" not in str(problem)
     else:

@@ -118,7 +118,8 @@ def shuffled_csr(counts: np.ndarray) -> sp.csr_matrix:
     rows, columns = np.indices(counts.shape).reshape(2, -1)[:, ::-1]
     values = counts.reshape(-1)[::-1]
     halves = sp.coo_matrix(
-        (np.concatenate([values - values // 2, values // 2]), (np.tile(rows, 2), np.tile(columns, 2))), counts.shape
+        (np.concatenate([values - values // 2, values // 2]), (np.tile(rows, 2), np.tile(columns, 2))),
+        counts.shape,
     )
     order = np.argsort(halves.row, kind="stable")
     indptr = np.concatenate([[0], np.cumsum(np.bincount(halves.row, minlength=counts.shape[0]))])
@@ -169,7 +170,9 @@ def test_the_callers_data_is_not_modified(form: str, scale: str) -> None:
     before = data.copy()
     Screen.from_anndata(data, "label", batch_key="batch").cells(slice(0, 50)).select_genes(["g3", "g1"])
     assert data.X is stored
-    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(parts, _arrays(stored), strict=True))
+    assert all(
+        np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(parts, _arrays(stored), strict=True)
+    )
     pd.testing.assert_frame_equal(data.obs, before.obs)
     screen = Screen.from_anndata(data, "label")
     held = bits(screen)
@@ -188,7 +191,9 @@ def test_the_whole_matrix_is_never_dense() -> None:
     counts = sp.random(cells, genes, density=5e-4, random_state=rng, format="csc", dtype=np.float32)
     counts.data[:] = np.ceil(counts.data * 9)
     counts = counts + sp.csc_matrix((np.ones(cells), (np.arange(cells), np.zeros(cells, int))), counts.shape)
-    data = anndata.AnnData(counts, obs=pd.DataFrame({"label": LABELS * 428 + LABELS[:4]}).set_index(_names(cells)))
+    data = anndata.AnnData(
+        counts, obs=pd.DataFrame({"label": LABELS * 428 + LABELS[:4]}).set_index(_names(cells))
+    )
     tracemalloc.start()
     screen = Screen.from_anndata(data, "label")
     split = split_screen(screen, "singles")
@@ -282,7 +287,7 @@ def test_a_mixture_of_scales_is_refused_and_held_out_cells_do_not_choose_it() ->
     data.X[~double] += 0.5
     data.X[double] += 0.5
     assert Screen.from_anndata(data, "label").scale == "normalised"
-    assert "210" not in refusal(data, scale="counts")
+    assert "180 of 210 cells" in refusal(data, scale="counts")
     assert "scale" in refusal(data, scale="log")
 
 
@@ -394,7 +399,9 @@ def test_cells_and_restrict() -> None:
     assert np.array_equal(dense(part.counts), dense(data.X)[mask])
     assert np.array_equal(part.design, [[1, 0, 0], [0, 1, 1]])
     only = screen.cells([7, 1, 1])
-    assert only.conditions == (CONTROL, "A") and only.targets == ("A",) and only.condition.tolist() == [0, 1, 1]
+    assert (
+        only.conditions == (CONTROL, "A") and only.targets == ("A",) and only.condition.tolist() == [0, 1, 1]
+    )
     assert np.array_equal(dense(only.counts), dense(data.X)[[7, 1, 1]])
     batch_two = screen.cells(data.obs["batch"].to_numpy() == 2)
     assert batch_two.batches == ("2",) and not batch_two.batch.any()
@@ -504,7 +511,13 @@ def test_summary_survives_npz_without_pickle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(np.nan, "1 NaN"), (np.inf, "1 infinite"), (-np.inf, "1 infinite"), (-1.0, "1 negative"), (1e300, "1 infinite")],
+    [
+        (np.nan, "1 NaN"),
+        (np.inf, "1 infinite"),
+        (-np.inf, "1 infinite"),
+        (-1.0, "1 negative"),
+        (1e300, "1 infinite"),
+    ],
 )
 @pytest.mark.parametrize("form", ["csr", "csc", "dense", "float64"])
 def test_values_that_are_no_expression_are_refused(value: float, said: str, form: str) -> None:
@@ -538,14 +551,18 @@ def test_missing_labels_are_refused() -> None:
 def test_missing_controls_and_perturbations_are_refused() -> None:
     assert "'A'" in refusal(example(labels=["A", "B"]))
     assert "every cell" in refusal(example(labels=["NT", "ctrl"]))
-    assert "frequent labels are 'A', 'B'" in refusal(example(labels=["A", "B", "B", "A", "C"]), control_label="x")
+    assert "frequent labels are 'A', 'B'" in refusal(
+        example(labels=["A", "B", "B", "A", "C"]), control_label="x"
+    )
     data = example(labels=["ctrl", "A", "A"])
     data.X = dense(data.X)
     data.X[::3] = 0
     assert "no control" in refusal(data)
     data.X[:] = 0
     assert "single count" in refusal(data)
-    test = Screen.from_anndata(example(labels=["A", "A+B"]), "label", require_control=False, control_label="x")
+    test = Screen.from_anndata(
+        example(labels=["A", "A+B"]), "label", require_control=False, control_label="x"
+    )
     assert test.conditions == ("A", "A+B")
 
 
@@ -570,7 +587,9 @@ def test_duplicate_genes_labels_and_odd_matrices_are_refused() -> None:
     assert "'A+A'" in refusal(example(labels=["ctrl", "A+A"]))
     assert "--separator" in refusal(example(labels=["ctrl", "A+B", "A,B"]))
     assert "0 cells" in refusal(example()[:0])
-    assert "'A'" in refusal(example(labels=["A", "control", "B"]), control_label="B").replace("'control'", "'A'")
+    assert "'A'" in refusal(example(labels=["A", "control", "B"]), control_label="B").replace(
+        "'control'", "'A'"
+    )
     for wrong in (example().obs, None, 3):
         assert "path of an h5ad file" in refusal(wrong)
 
@@ -614,17 +633,13 @@ def test_truncated_files_are_refused(tmp_path: Path) -> None:
         refusal(cut)
 
 
-def test_damaged_files_are_refused_or_read(tmp_path: Path) -> None:
-    """Zeroed stretches inside a file: never another exception, never another screen without a word."""
-    example().write_h5ad(tmp_path / "whole.h5ad", compression="gzip")
-    content = (tmp_path / "whole.h5ad").read_bytes()
-    damaged = tmp_path / "damaged.h5ad"
-    refused = 0
-    for start in range(0, len(content) - 300, len(content) // 25):
-        damaged.write_bytes(content[:start] + bytes(300) + content[start + 300 :])
-        try:
-            Screen.from_anndata(damaged, "label")
-        except InputError as problem:
-            refused += 1
-            assert not re.search(r"[.!?] |\n", str(problem)), problem
-    assert refused > 3
+@pytest.mark.parametrize("name", ["X/data", "X/indices", "obs/donor/codes"])
+def test_damage_that_only_reading_finds_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "damaged.h5ad"
+    example().write_h5ad(path, compression="gzip")
+    with h5py.File(path, "r") as file:
+        chunk = file[name].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    path.write_bytes(content)
+    assert "cannot be read" in refusal(path)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .posterior import Contrast, Posterior, Summary
-from .predict import predict
+from .request import predict
 
 __all__ = ["Contrast", "Posterior", "Summary", "predict"]

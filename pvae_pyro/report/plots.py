@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 Array = NDArray[np.float64]
 
 DPI = 110
+_COLOURS = 64
 _SMALL = 8
 _LONG = 36  # characters of a condition's name beside an axis
 _LABELLED = 90  # conditions whose names still fit beside an axis
@@ -201,9 +204,16 @@ def history_figure(history: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, the same bytes for the same figure."""
+    """Write a figure as PNG, the same bytes for the same figure.
+
+    A palette of 64 colours is plenty for these figures and makes the files two to three times smaller.
+    """
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=DPI, format="png")
+    with Image.open(buffer) as drawn:
+        image = drawn.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    image.save(path, format="PNG", optimize=True)
 
 
 def _series(ax: Axes, history: Mapping[str, Sequence[float]], names: Mapping[str, str], label: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -44,7 +44,7 @@ class PosteriorLike(Protocol):
     def genes(self) -> NDArray[np.str_]:
         """Gene names (G,)."""
 
-    def draws(self, kind: Literal["measured_pseudobulk"]) -> NDArray[np.float32]:
+    def draws(self, kind: Literal["measured_pseudobulk"]) -> NDArray[np.floating[Any]]:
         """Joint draws (S, C, G)."""
 
 
@@ -295,11 +295,12 @@ def _take(
 ) -> ConditionSummary:
     if columns is None:
         return summary
+    # picked columns come in another memory order, in which sums round otherwise
     return dataclasses.replace(
         summary,
-        mean=summary.mean[:, columns],
-        variance=summary.variance[:, columns],
-        halves=summary.halves[:, :, columns],
+        mean=np.ascontiguousarray(summary.mean[:, columns]),
+        variance=np.ascontiguousarray(summary.variance[:, columns]),
+        halves=np.ascontiguousarray(summary.halves[:, :, columns]),
         genes=genes,
     )
 
@@ -320,7 +321,7 @@ def _reorder(
     taken = slice(None) if columns is None else columns
     sd, draws = prediction.sd, prediction.draws
     return Prediction(
-        prediction.mean[order][:, taken],
-        None if sd is None else sd[order][:, taken],
-        None if draws is None else draws[:, order][:, :, taken],
+        np.ascontiguousarray(prediction.mean[order][:, taken]),
+        None if sd is None else np.ascontiguousarray(sd[order][:, taken]),
+        None if draws is None else np.ascontiguousarray(draws[:, order][:, :, taken]),
     )

@@ -119,10 +119,11 @@ def _comparison_table(
     ]
     flattered = against_best(scored.scores, means, MODEL, scored.flattered, stratum, ("crps",), seed)
     for one in [*judged, *flattered]:
+        small = ", or below 0.5 %" if one.small else ""
         title = TITLES[one.metric] + (", against flattered widths" if one in flattered else "")
         lines.append(
             f"| {title} | {number(one.ours, one.metric)} | {one.reference} "
-            f"| {number(one.theirs, one.metric)} | {spread(one)} | {100 * one.better:.0f} % | {one.outcome} |"
+            f"| {number(one.theirs, one.metric)} | {spread(one)} | {100 * one.better:.0f} % | {one.outcome}{small} |"
         )
     return "\n".join(lines)
 
@@ -150,13 +151,15 @@ def _asked(fit: FitLike, scored: Scored, draws: int, seed: int) -> str:
         "scored conditions": listing(truth.conditions),
         "prediction": f"{draws} joint posterior draws, seed {seed}",
     }
-    for name in ("model", "guide", "settings", "seed", "notices"):
+    for name in ("model", "guide", "settings", "seed", "date", "versions", "notices"):
         value = getattr(fit, name, None)
         if isinstance(value, (tuple, list)):
             value = " ".join(str(one) for one in value)
+        if isinstance(value, dict):
+            value = ", ".join(f"{package} {version}" for package, version in value.items())
         if value is not None and value != "":
             facts[f"fit: {name}"] = str(value) if isinstance(value, str) else repr(value)
-    facts["versions"] = _versions()
+    facts["written with"] = _versions()
     facts["written"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items()]
     return "\n".join(["| | |", "|---|---|", *rows])
@@ -246,7 +249,8 @@ def _reading(fit: FitLike, scored: Scored, draws: int) -> str:
         ),
         (
             "The best baseline is picked metric by metric on the scored conditions themselves, which favours "
-            "it. All genes are scored, those of the perturbed targets as well."
+            "it. A difference below half a per cent of the baseline's score counts as none: other draws can "
+            "make it. All genes are scored, those of the perturbed targets as well."
         ),
         (
             f"'{PERFECT}': the true mean scored against the measured one, which no method can beat except by "

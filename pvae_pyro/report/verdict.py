@@ -21,6 +21,7 @@ JUDGED = ("l2", "delta_pearson", "mse_ratio", "crps")
 TITLES = {"l2": "L2", "delta_pearson": "delta Pearson", "mse_ratio": "MSE ratio", "crps": "CRPS"}
 DIGITS = {"l2": 2, "delta_pearson": 3, "mse_ratio": 3, "crps": 4}
 FEW = 20  # below this many conditions percentile intervals are too narrow
+RELEVANT = 0.005  # share of the reference's score below which a difference is none
 _HIGHER_IS_BETTER = frozenset({"delta_pearson"})
 
 
@@ -39,6 +40,11 @@ class Comparison:
     conditions: int
     outcome: Outcome
 
+    @property
+    def small(self) -> bool:
+        """Whether the interval excludes zero, but the difference is too small to count."""
+        return self.outcome == "no difference beyond noise" and (self.low > 0 or self.high < 0)
+
 
 def compare(
     scores: Scores,
@@ -52,9 +58,10 @@ def compare(
 ) -> Comparison | None:
     """Paired comparison on the conditions of a stratum; None where one side has no such score.
 
-    The outcome is decided by whether the 95 % interval of the paired difference excludes zero; a difference
-    that shows no digit is none. Below 20 conditions percentile intervals are too narrow; the interval is then
-    the bootstrap standard error, made unbiased, times Student's t quantile. One condition decides nothing.
+    The outcome is decided by whether the 95 % interval of the paired difference excludes zero, and the
+    difference is at least half a per cent of the reference's score: less comes from other draws. Below 20
+    conditions percentile intervals are too narrow; the interval is then the bootstrap standard error, made
+    unbiased, times Student's t quantile. One condition decides nothing.
     means: `Scores.table`.
     """
     try:
@@ -62,16 +69,17 @@ def compare(
     except InputError:
         return None
     low, high = _interval(paired)
+    theirs = _mean(means, stratum, reference, metric)
     outcome: Outcome = "no difference beyond noise"
     if np.isnan(low):
         outcome = "cannot tell"
-    elif abs(paired.difference) >= 0.5 * 10.0 ** -DIGITS[metric] and (low > 0 or high < 0):
+    elif abs(paired.difference) >= RELEVANT * abs(theirs) and (low > 0 or high < 0):
         outcome = "beats" if (low > 0) == (metric in _HIGHER_IS_BETTER) else "loses to"
     return Comparison(
         metric=metric,
         reference=reference,
         ours=_mean(means, stratum, method, metric),
-        theirs=_mean(means, stratum, reference, metric),
+        theirs=theirs,
         difference=paired.difference,
         low=low,
         high=high,
@@ -141,7 +149,7 @@ def training_sentence(comparisons: Sequence[Comparison]) -> str:
         "cannot tell": "whether training pays cannot be told from noise",
     }
     parts = [
-        f"on {TITLES[one.metric]} {words[one.outcome]} ({number(one.ours, one.metric)} after it, "
+        f"on {TITLES[one.metric]} {words[one.outcome]}{', or below 0.5 %' if one.small else ''} ({number(one.ours, one.metric)} after it, "
         f"{number(one.theirs, one.metric)} before; difference {spread(one)})"
         for one in comparisons
     ]

@@ -83,9 +83,9 @@ class Saturating:
     (experiments/first_light), where one common factor does worse. With combinations in training both are learnt.
     """
 
-    scale: float = 1.0
+    scale: float = 0.95
     scale_spread: float = 0.07
-    capacity: float = 7.0
+    capacity: float = 7.5
     capacity_spread: float = 0.25
 
     def __post_init__(self) -> None:
@@ -122,10 +122,10 @@ class Interaction:
     latent interact that neither target moves. Zero for singles and control. Informed prior, source as `Saturating`.
     """
 
-    width: float = 0.22
+    width: float = 0.27
     width_spread: float = 0.25
     floor: float = 2.0
-    outside: float = 0.06
+    outside: float = 0.07
     surprise_spread: float = 0.3
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..inference.fit import Fit
+from ..inference.fitting import Fit
 from ..labels import CONTROL, parse_condition, parse_request
 from ..story import Additive
 from .globals import draw_globals

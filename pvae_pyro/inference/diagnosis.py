@@ -1,0 +1,115 @@
+"""What a fit says of itself, in words: a level, a sentence and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from ..screen import CONTROL
+
+if TYPE_CHECKING:
+    from .fitting import Fit
+
+Level = Literal["fine", "look", "do not trust"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One judgement about a fit."""
+
+    topic: str
+    level: Level
+    sentence: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"[{self.level}] {self.topic}: {self.sentence}" + (f" {self.advice}" if self.advice else "")
+
+
+def diagnose(fit: Fit) -> tuple[Finding, ...]:
+    """All findings, worst first within the order: own conditions, leakage, convergence, gates, what the intervals rest on."""
+    found = [_own_conditions(fit), *_leakage(fit), _convergence(fit), *_gates(fit), _combinations(fit)]
+    return tuple(f for f in found if f is not None)
+
+
+def _level(value: float, look: float, bad: float) -> Level:
+    return "fine" if value < look else "look" if value < bad else "do not trust"
+
+
+def _own_conditions(fit: Fit) -> Finding:
+    """The trap of a plain implementation: reconstruction is perfect, prediction from the prior is not."""
+    unexplained = unexplained_shift(fit)
+    level = _level(unexplained, 0.15, 0.35)
+    text = f"{100 * unexplained:.0f} % of the squared shift of its own training conditions is missing from its predictions."
+    advice = "The effects were not learnt: predictions of anything else are worse still; use warm_start = true." if level != "fine" else ""
+    return Finding("predicts what it was trained on", level, text, advice)
+
+
+def unexplained_shift(fit: Fit) -> float:
+    """Share of the (noise-corrected) squared shift of trained conditions that the predictive mean misses; weak shifts weigh little."""
+    names = [c for c in fit.training.conditions if c != CONTROL]
+    posterior = fit.predict(names, draws=20, seed=0)
+    mean = posterior.draws("latent_mean").mean(0)[:, fit.active]
+    s = fit.training
+    rows, control = [s.index(c) for c in names], s.index(CONTROL)
+    noise = s.variance[rows] / s.n_cells[rows, None] + s.variance[control] / s.n_cells[control]
+    truth = s.mean[rows] - s.mean[control]
+    error = ((s.mean[rows][:, fit.active] - mean) ** 2 - (s.variance[rows] / s.n_cells[rows, None])[:, fit.active]).sum()
+    size = (truth**2 - noise)[:, fit.active].sum()
+    return float(np.clip(error / size, 0, 9.99)) if size > 0 else 0.0
+
+
+def _leakage(fit: Fit) -> list[Finding]:
+    background, responsive = fit.history["leakage_background"][-1], fit.history["leakage_responsive"][-1]
+    first = Finding(
+        "background leakage",
+        _level(background, 0.05, 0.2),
+        f"conditions differ in the background latents by {100 * background:.1f} % of the variance between cells.",
+        "" if background < 0.05 else "Part of the perturbation hides in z_b and is lost in predictions: raise the alignment weight.",
+    )
+    second = Finding(
+        "responsive leakage",
+        _level(responsive, 0.1, 0.3),
+        f"{100 * responsive:.1f} % of the shift of z_r is made by the encoder, not by the effects.",
+        "" if responsive < 0.1 else "Effects are behind what cells show: train longer or start warm.",
+    )
+    return [first, second]
+
+
+def _convergence(fit: Fit) -> Finding:
+    held_out = np.array(fit.history["held_out_loss"])
+    if len(held_out) < 4:
+        return Finding("convergence", "look", f"{len(held_out) - 1} epochs were run: this is the closed-form start, hardly trained.",
+                       "Its predictions are usable; raise epochs for a posterior that has seen the likelihood.")  # fmt: skip
+    if np.isnan(held_out).any():
+        return Finding("convergence", "look", "no cells were held out, so overfitting cannot be seen.", "Set validation to 0.02.")
+    fall = held_out[0] - held_out.min()
+    last = abs(held_out[-1] - held_out[-3]) / max(fall, 0.01 * abs(held_out[0]), 1e-9)
+    rise = (held_out[-1] - held_out.min()) / max(fall, 0.01 * abs(held_out[0]), 1e-9)
+    if rise > 0.2:
+        return Finding("convergence", "look", "the held-out loss rose again after its minimum.", "Fewer epochs or a lower learning rate.")
+    return Finding("convergence", _level(last, 0.1, 1.0), "the held-out loss has levelled off." if last < 0.1 else "the held-out loss still moves.",
+                   "" if last < 0.1 else "Train for more epochs.")  # fmt: skip
+
+
+def _gates(fit: Fit) -> list[Finding]:
+    key = "guide.logits.gates"
+    if key not in fit.state:
+        return []
+    inclusion = float(torch.sigmoid(fit.state[key]).mean())
+    level: Level = "look" if not 0.02 < inclusion < 0.98 else "fine"
+    return [Finding("gates", level, f"{100 * inclusion:.0f} % of the gates are open on average.",
+                    "" if level == "fine" else "Gates collapsed or saturated: the spike-and-slab says little here; compare with normal effects.")]  # fmt: skip
+
+
+def _combinations(fit: Fit) -> Finding:
+    n = int(((fit.design != 0).sum(1) >= 2).sum())
+    if n == 0:
+        return Finding(
+            "combinations", "look", "no combination was trained: how effects combine, and how wide intervals of pairs are, rests on an informed prior.",
+            "Hold some measured combinations out and look at their coverage before relying on these intervals.",
+        )  # fmt: skip
+    return Finding("combinations", "fine" if n >= 10 else "look", f"{n} combinations were trained and inform composition and interaction width.")
