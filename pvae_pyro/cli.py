@@ -125,7 +125,7 @@ def fit_command(
         layer=layer,
     )
     split = split_screen(screen, trained, kept_back)
-    chosen = split.train.choose_genes(genes)
+    chosen = [str(gene) for gene in split.train.choose_genes(genes)]
     training = split.train.select_genes(chosen)
     held_out = split.held_out.select_genes(chosen).summary(seed) if split.held_out else None
     settings = {

@@ -34,7 +34,8 @@ def main(
         data, key = out / "screen.h5ad", "condition"
         _run("simulate", "--out", data, "--overwrite")
         options += ["--batch-key", "batch"]
-    run, test = out / "run", []
+    run = out / "run"
+    test: list[str | Path] = []
     if not _has_combinations(data, key):
         data, held_out = _hold_out_cells(data, key, out)
         typer.echo(
@@ -42,7 +43,7 @@ def main(
         )
         test = ["--test", held_out]
     _run("fit", data, "--perturbation-key", key, *options, "--out", run, "--overwrite")
-    asked = ["--all-pairs"] if test else ["--conditions-file", run / "held_out.txt"]
+    asked: list[str | Path] = ["--all-pairs"] if test else ["--conditions-file", run / "held_out.txt"]
     _run("predict", run, *asked, "--out", out / "predictions.h5ad", "--overwrite")
     _run("evaluate", run, *test, "--out", out / "report", "--overwrite")
 

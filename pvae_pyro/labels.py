@@ -20,12 +20,11 @@ CONTROL = "control"
 NO_SEPARATOR = "none"
 """Given as separator: every label is one target."""
 
-_NEGATIVE = ("neg", "negative", "nontargeting", "nt")
-_CONTROL_WORDS = frozenset(
-    ["control", "controls", "ctrl", "ctrls", "unperturbed", "nonperturbed", "notperturbed", "nt", "ntc"]
-    + ["nontarget", "nontargeting", "nontargetingguide", "nontargetinggrna", "nontargetingsgrna"]
-    + ["safetarget", "safetargeting", "safeharbor", "safeharbour", "scramble", "scrambled"]
-    + [first + last for first in _NEGATIVE for last in ("control", "controls", "ctrl", "ctrls")]
+_GAP = r"[\s_.-]*"
+# Gaps only between whole words: "NT_C" is the gene C beside "NT", not "NTC".
+_CONTROL_WORDS = re.compile(
+    rf"(?:controls?|ctrls?|nt|ntc|(?:un|non{_GAP}|not{_GAP})perturbed|scrambled?|safe{_GAP}(?:target(?:ing)?|harbou?r)"
+    rf"|non{_GAP}target(?:ing)?(?:{_GAP}(?:guide|s?grna))?|(?:neg|negative|nt|non{_GAP}targeting){_GAP}(?:control|ctrl)s?)"
 )
 
 
@@ -77,15 +76,13 @@ def near(name: str, known: Iterable[str]) -> str:
 def is_control_word(label: str) -> bool:
     """Whether a label is a known way to write control, in any case, also with a guide number ("NT_3")."""
     text = label.strip().lower()
-    if not text or _word(text) in _CONTROL_WORDS:
+    if not text or _CONTROL_WORDS.fullmatch(text):
         return True
     numbered = re.fullmatch(r"(.*?[a-z])([\s_\-.]*)\d+", text)
+    if numbered is None or not _CONTROL_WORDS.fullmatch(numbered[1]):
+        return False
     # "NT5" and "NT-3" are names of genes, "NT_3" is the third guide; longer words are no genes.
-    return (
-        numbered is not None
-        and _word(numbered[1]) in _CONTROL_WORDS
-        and (len(_word(numbered[1])) > 2 or numbered[2] in ("_", " "))
-    )
+    return len(numbered[1]) > 2 or numbered[2] in ("_", " ")
 
 
 def canonical(targets: Iterable[str], doses: Iterable[float] | None = None) -> str:

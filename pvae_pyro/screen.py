@@ -42,7 +42,15 @@ from pvae_pyro.reading import (
 from pvae_pyro.splits import Split, read_conditions, split_screen, validation_slice
 from pvae_pyro.summary import ConditionSummary, find_conditions, gene_variance, summarise
 
-__all__ = ["ConditionSummary", "Screen", "Split", "read_conditions", "split_screen", "validation_slice"]
+__all__ = [
+    "CONTROL",
+    "ConditionSummary",
+    "Screen",
+    "Split",
+    "read_conditions",
+    "split_screen",
+    "validation_slice",
+]
 
 DEFAULT_GENES = 5000
 """Genes kept when nothing is said: all up to this number, else this many."""

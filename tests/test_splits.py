@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from pvae_pyro.errors import InputError
 from pvae_pyro.labels import CONTROL
@@ -136,7 +136,7 @@ def test_read_conditions(tmp_path: Path) -> None:
 SIZES = st.dictionaries(st.sampled_from(["A", "B", "A+B", "C", "B+C"]), st.integers(1, 30), min_size=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SIZES, st.floats(0, 1, exclude_max=True), st.integers(0, 5), st.randoms())
 def test_validation_slice(sizes: dict[str, int], fraction: float, seed: int, random: Any) -> None:
     labels = ["ctrl"] * 7 + [name for name, n in sizes.items() for _ in range(n)]

@@ -107,7 +107,7 @@ class Fit:
 
         _, guide = self.modules()
         loc, scale = self.controls.chunk(2, -1)
-        drawn = draw_globals(guide, (loc[:1], scale[:1]), torch.as_tensor(self.batch_counts), 0, draws, seed)
+        drawn = draw_globals(guide, (loc[:1], scale[:1]), torch.as_tensor(self.batch_counts, dtype=loc.dtype), 0, draws, seed)
         w = torch.stack([d.shared["effects"] for d in drawn]).numpy()
         inclusion = torch.sigmoid(guide.logits["gates"]).detach().numpy() if "gates" in guide.logits else np.ones(w.shape[1:])
         index = pd.MultiIndex.from_product([self.targets, range(w.shape[2])], names=["target", "latent"])

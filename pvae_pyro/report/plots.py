@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 DPI = 110
 _COLOURS = 64
 _SMALL = 8
+_LEAK = 0.1  # the leakage axis reaches at least this far
 _LONG = 36  # characters of a condition's name beside an axis
 _LABELLED = 90  # conditions whose names still fit beside an axis
 _WITH_INTERVALS = 1000  # genes whose intervals can still be told apart
@@ -200,6 +201,9 @@ def history_figure(history: Mapping[str, Sequence[float]]) -> Figure:
         {"leakage_background": "background latents", "leakage_responsive": "responsive latents"},
         "effect leakage (variance ratio, 0 is none)",
     )
+    if right.lines:
+        # a leak of a thousandth must not look like one
+        right.set_ylim(min(0.0, right.get_ylim()[0]), max(_LEAK, right.get_ylim()[1]))
     return figure
 
 

@@ -16,6 +16,7 @@ from pvae_pyro.labels import listing
 from pvae_pyro.report.scoring import MODEL, WARM_START, FindingLike, FitLike, Scored, unit
 from pvae_pyro.report.verdict import (
     FEW,
+    SMALL,
     TITLES,
     Comparison,
     against_best,
@@ -119,12 +120,11 @@ def _comparison_table(
     ]
     flattered = against_best(scored.scores, means, MODEL, scored.flattered, stratum, ("crps",), seed)
     for one in [*judged, *flattered]:
-        small = ", or below 0.5 %" if one.small else ""
         title = TITLES[one.metric] + (", against flattered widths" if one in flattered else "")
-        lines.append(
-            f"| {title} | {number(one.ours, one.metric)} | {one.reference} "
-            f"| {number(one.theirs, one.metric)} | {spread(one)} | {100 * one.better:.0f} % | {one.outcome}{small} |"
-        )
+        ours, theirs = number(one.ours, one.metric), number(one.theirs, one.metric)
+        outcome = one.outcome + (SMALL if one.small else "")
+        cells = [title, ours, one.reference, theirs, spread(one), f"{100 * one.better:.0f} %", outcome]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ TITLES = {"l2": "L2", "delta_pearson": "delta Pearson", "mse_ratio": "MSE ratio"
 DIGITS = {"l2": 2, "delta_pearson": 3, "mse_ratio": 3, "crps": 4}
 FEW = 20  # below this many conditions percentile intervals are too narrow
 RELEVANT = 0.005  # share of the reference's score below which a difference is none
+SMALL = ", or below 0.5 %"
 _HIGHER_IS_BETTER = frozenset({"delta_pearson"})
 
 
@@ -148,11 +149,13 @@ def training_sentence(comparisons: Sequence[Comparison]) -> str:
         "loses to": "training makes it worse",
         "cannot tell": "whether training pays cannot be told from noise",
     }
-    parts = [
-        f"on {TITLES[one.metric]} {words[one.outcome]}{', or below 0.5 %' if one.small else ''} ({number(one.ours, one.metric)} after it, "
-        f"{number(one.theirs, one.metric)} before; difference {spread(one)})"
-        for one in comparisons
-    ]
+    parts = []
+    for one in comparisons:
+        said = f"{words[one.outcome]}{SMALL if one.small else ''}"
+        parts.append(
+            f"on {TITLES[one.metric]} {said} ({number(one.ours, one.metric)} after it, "
+            f"{number(one.theirs, one.metric)} before; difference {spread(one)})"
+        )
     return f"Against its own closed-form start, {_and(parts)}." if parts else ""
 
 

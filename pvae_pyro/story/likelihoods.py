@@ -141,13 +141,15 @@ class NegativeBinomial:
 
     def moments(self, noise: Tensor, library: Tensor) -> Moments:
         grid, table = count_moment_table(noise, library)  # (points,), (2, genes, points)
+        # mean and variance are smoother in eta than the second moment: a line through that would add to the variance
+        table = torch.stack([table[0], table[1] - table[0].square()])
 
         def of(mean: Tensor, variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
             sd = variance.clamp_min(0).sqrt()
             first, second = torch.zeros_like(mean), torch.zeros_like(mean)
             for node, weight in zip(_NODES, _WEIGHTS, strict=True):
-                m1, m2 = interpolate(grid, table, mean + float(node) * sd)
-                first, second = first + float(weight) * m1, second + float(weight) * m2
+                m1, v1 = interpolate(grid, table, mean + float(node) * sd)
+                first, second = first + float(weight) * m1, second + float(weight) * (v1 + m1.square())
             return first, (second - first.square()).clamp_min(0)
 
         return of

@@ -26,8 +26,7 @@ class PerturbedVAE:
     """What the story is made of; every part can be swapped, e.g. `model.replace(effects=NormalEffects())`.
 
     `responsive`: number of responsive latents; None lets the warm start pick the rank (30 without one).
-    `background`: number of background latents. `hidden`: width of the encoder's correction networks.
-    `decoder_hidden`: width of the decoder's correction (0: linear predictor plus link).
+    `background`: number of background latents. `hidden`: width of the encoder's correction networks (0: linear encoders).
     """
 
     effects: Effects = field(default_factory=SpikeSlab)
@@ -39,7 +38,6 @@ class PerturbedVAE:
     responsive: int | None = None
     background: int = 20
     hidden: int = 64
-    decoder_hidden: int = 0
 
     def __post_init__(self) -> None:
         sizes = {"responsive": self.responsive, "background": self.background, "hidden": self.hidden}
@@ -90,7 +88,7 @@ class Story(nn.Module):
     def __init__(self, model: PerturbedVAE, design: Tensor, n_cells: int, n_batches: int, n_genes: int, responsive: int) -> None:
         super().__init__()
         self.model, self.n_cells = model, n_cells
-        self.decoder = Decoder(n_batches, responsive, model.background, n_genes, model.decoder_hidden)
+        self.decoder = Decoder(n_batches, responsive, model.background, n_genes)
         self.register_buffer("design", design)  # (conditions, targets)
         self.register_buffer("effect_scale", torch.ones(responsive))  # typical size of an effect, per latent
         self.register_buffer("noise_start", torch.ones(n_genes))  # centre of the noise prior

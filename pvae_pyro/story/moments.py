@@ -51,16 +51,17 @@ def _sum_over_counts(theta: np.ndarray, mean: np.ndarray, unit: float) -> np.nda
 
 def _expansion(theta: np.ndarray, mean: np.ndarray, unit: float, nodes: int = 48) -> np.ndarray:
     """Gamma quantile nodes for the rate, second-order expansion of the Poisson around each; (2, genes, points)."""
-    levels = (np.arange(nodes) + 0.5) / nodes
+    levels, weights = np.polynomial.legendre.leggauss(nodes)  # close to 0 and 1, where log(rate) has its tails
+    levels, weights = (levels + 1) / 2, weights / 2
     factors = stats.gamma.ppf(levels[None, :], a=theta) / theta  # (genes, nodes)
-    factors /= factors.mean(1, keepdims=True)
+    factors /= (weights * factors).sum(1, keepdims=True)
     out = np.zeros((2, theta.shape[0], len(mean)))
-    for k in range(nodes):
+    for k, weight in enumerate(weights):
         rate = factors[:, [k]] * mean[None, :]
         value, slope = np.log1p(unit * rate), unit / (1 + unit * rate)
-        out[0] += value - 0.5 * rate * slope**2
-        out[1] += value**2 + rate * slope**2 * (1 - value)
-    return out / nodes
+        out[0] += weight * (value - 0.5 * rate * slope**2)
+        out[1] += weight * (value**2 + rate * slope**2 * (1 - value))
+    return out
 
 
 def interpolate(grid: Tensor, table: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The small networks: a decoder that is linear plus a bounded correction, and a plain MLP for encoders."""
+"""The decoder's linear predictor, and the bounded correction that encoders add to their linear maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Correction(nn.Module):
     """MLP with one tanh hidden layer whose last layer starts at zero: it adds nothing until it learns something.
 
-    tanh bounds it, so that a combination outside the training range cannot be thrown far by it. `hidden` = 0 switches it off.
+    tanh bounds it, so that an unusual cell cannot be thrown far by it. `hidden` = 0 switches it off.
     """
 
     def __init__(self, n_in: int, hidden: int, n_out: int) -> None:
@@ -28,21 +28,20 @@ class Correction(nn.Module):
 
 
 class Decoder(nn.Module):
-    """eta_c = b_batch + W_r z_r + W_b z_b + Correction(z_r, z_b): background and responsive latents to genes.
+    """eta_c = b_batch + W_r z_r + W_b z_b; the likelihood's link makes it non-linear in expression.
 
     `intercept` (batches, genes), `responsive` (latents, genes), `background` (background latents, genes).
     """
 
-    def __init__(self, n_batches: int, n_responsive: int, n_background: int, n_genes: int, hidden: int) -> None:
+    def __init__(self, n_batches: int, n_responsive: int, n_background: int, n_genes: int) -> None:
         super().__init__()
         self.intercept = nn.Parameter(torch.zeros(n_batches, n_genes))
         self.responsive = nn.Parameter(torch.randn(n_responsive, n_genes) * 0.1)
         self.background = nn.Parameter(torch.randn(n_background, n_genes) * 0.1)
-        self.correction = Correction(n_responsive + n_background, hidden, n_genes)
 
     def linear(self, z_b: Tensor, z_r: Tensor) -> Tensor:
-        """The part without batch and correction, shape (..., genes)."""
+        """The part without batch, shape (..., genes)."""
         return z_r @ self.responsive + z_b @ self.background
 
     def forward(self, z_b: Tensor, z_r: Tensor, batch: Tensor) -> Tensor:
-        return self.intercept[batch] + self.linear(z_b, z_r) + self.correction(torch.cat([z_r, z_b], -1))
+        return self.intercept[batch] + self.linear(z_b, z_r)
