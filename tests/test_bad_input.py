@@ -17,6 +17,8 @@ import pytest
 import torch
 from cli_support import PAIRS, contents, fit_options, refused
 
+import pvae_pyro
+
 pytest_plugins = ("cli_fixtures",)
 
 Damage = Callable[[anndata.AnnData], None]
@@ -157,10 +159,10 @@ FIT_OPTIONS: list[tuple[list[str], list[str]]] = [
     (["--perturbation-key", "guide"], ["'guide'", "'condition'", "'batch'"]),
     (["--batch-key", "lane"], ["'lane'", "'batch'"]),
     (["--layer", "raw"], ["'raw'", "no layers"]),
-    (["--control-label", "AAVS1"], ["'AAVS1'", "frequent labels"]),
+    (["--control-label", "AAVS1"], ["'AAVS1'", "'control'"]),
     (["--train", "FOLDER/missing.txt"], ["missing.txt", "cannot be read"]),
     (["--train", "FOLDER/empty.txt"], ["empty.txt", "is empty"]),
-    (["--train", "FOLDER/unknown.txt"], ["'T99'", "near matches"]),
+    (["--train", "FOLDER/unknown.txt"], ["'T99'", "'T01'"]),
     (["--train", "FOLDER/unmeasured.txt"], ["'T01+T06'", "no cells"]),
     (["--hold-out", "FOLDER/unknown.txt"], ["'T99'"]),
     (["--hold-out", "FOLDER/control.txt"], ["control", "take it off"]),
@@ -206,7 +208,7 @@ def test_counts_are_needed_by_a_likelihood_of_counts(
 
 
 PREDICT_OPTIONS: list[tuple[list[str], list[str]]] = [
-    (["--conditions", "T01+T99"], ["'T99'", "near matches"]),
+    (["--conditions", "T01+T99"], ["'T99'", "'T01'"]),
     (["--conditions", "T01+T02,T02+T01"], ["'T01+T02'", "twice"]),
     (["--conditions", "T01,,T02"], ["empty condition"]),
     (["--conditions", ""], ["empty condition"]),
@@ -346,11 +348,13 @@ def test_options_of_simulate(options: list[str], found: str, files: Path) -> Non
 
 
 def test_the_program_itself_ends_with_one_sentence_and_status_2(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pvae_pyro.cli", "predict", "nowhere", "--all-pairs", "--out", "p.h5ad"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    words = ["predict", str(tmp_path / "nowhere"), "--all-pairs", "--out", str(tmp_path / "p.h5ad")]
+    command = [sys.executable, "-m", "pvae_pyro.cli", *words]
+    root = Path(pvae_pyro.__file__).parents[1]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr.startswith("Error: the run folder nowhere does not exist")
+    assert result.stderr.startswith(f"Error: the run folder {tmp_path / 'nowhere'} does not exist")
     assert result.stderr.count("\n") == 1
     assert contents(tmp_path) == {}
 

@@ -13,9 +13,11 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from cli_support import PAIRS, contents, done, fit_options, refused, run
 
 import pvae_pyro.report
+from pvae_pyro import demo
 from pvae_pyro.inference import Fit, NotFinite
 from pvae_pyro.inference.svi import Trainer
 from pvae_pyro.screen import ConditionSummary, Screen
@@ -376,3 +378,47 @@ def test_simulate_repeats_with_its_seed_and_knows_its_presets(tmp_path: Path) ->
     assert a.shape != c.shape or (a.X != c.X).nnz > 0
     assert d.n_vars == 200
     assert "--overwrite" in refused("simulate", "--out", tmp_path / "a.h5ad")
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that the demo would run."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr(demo, "_run", lambda *words: seen.append([str(word) for word in words]))
+    return seen
+
+
+def test_the_demo_of_a_file_holds_out_its_pairs(
+    screen_file: Path, tmp_path: Path, commands: list[list[str]]
+) -> None:
+    demo.main(screen_file, "condition", tmp_path / "demo")
+    fit, predicted, evaluated = commands
+    assert fit[:2] == ["fit", str(screen_file)]
+    assert fit[fit.index("--train") + 1] == "singles"
+    assert predicted[predicted.index("--conditions-file") + 1] == str(tmp_path / "demo/run/held_out.txt")
+    assert evaluated[:2] == ["evaluate", str(tmp_path / "demo/run")]
+    assert "--test" not in evaluated
+
+
+def test_the_demo_of_a_file_without_pairs_holds_out_cells_of_every_condition(
+    cells: anndata.AnnData, tmp_path: Path, commands: list[list[str]]
+) -> None:
+    singles = cells[~cells.obs["condition"].isin(PAIRS)].copy()
+    singles.write_h5ad(tmp_path / "singles.h5ad")
+    demo.main(tmp_path / "singles.h5ad", "condition", tmp_path / "demo")
+    fit, predicted, evaluated = commands
+    assert "--all-pairs" in predicted
+    train, test = anndata.read_h5ad(fit[1]), anndata.read_h5ad(evaluated[evaluated.index("--test") + 1])
+    assert sorted([*train.obs_names, *test.obs_names]) == sorted(singles.obs_names)
+    before = singles.obs["condition"].value_counts()
+    share = test.obs["condition"].value_counts() / before
+    assert share.between(0.12, 0.2).all(), "a fifth of each condition, rounded down"
+    assert set(train.obs["condition"]) == set(before.index)
+
+
+@pytest.mark.parametrize("given", [{"data": Path("x.h5ad")}, {"key": "condition"}])
+def test_the_demo_needs_a_file_and_its_column(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(typer.Exit) as ending:
+        demo.main(**given, out=tmp_path / "demo")
+    assert ending.value.exit_code == 2
+    assert contents(tmp_path) == {}

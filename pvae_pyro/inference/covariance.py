@@ -30,9 +30,7 @@ class CellVariation:
 
     def whiten(self, shifts: Array) -> Array:
         """Shifts (N, G) in units in which the cells of one condition have unit covariance."""
-        z = shifts / self.sd
-        along = z @ self.directions
-        return (z - along @ self.directions.T) / np.sqrt(self.rest) + (along / np.sqrt(self.values)) @ self.directions.T
+        return self._root(shifts / self.sd)
 
     def unwhiten(self, whitened: Array) -> Array:
         """Inverse of `whiten`."""
@@ -40,10 +38,28 @@ class CellVariation:
         z = (whitened - along @ self.directions.T) * np.sqrt(self.rest) + (along * np.sqrt(self.values)) @ self.directions.T
         return z * self.sd
 
+    def _root(self, z: Array) -> Array:
+        """Rows times the inverse square root of the within-condition correlation."""
+        along = z @ self.directions
+        return (z - along @ self.directions.T) / np.sqrt(self.rest) + (along / np.sqrt(self.values)) @ self.directions.T
+
     @property
-    def loadings(self) -> Array:
-        """Background loadings (K, G): what the leading directions add to the common remainder."""
-        return (self.directions * np.sqrt(np.maximum(self.values - self.rest, 0))).T * self.sd
+    def common(self) -> Array:
+        """Share of each gene's variance (genes,) that the leading directions carry, at most 0.9."""
+        return np.minimum((self.directions**2 * np.maximum(self.values - self.rest, 0)).sum(axis=1), 0.9)
+
+    def shared_variance(self, axes: Array) -> Array:
+        """Share (K,) of the cells' variance along orthonormal whitened `axes` (K, G) that genes do not have each for itself.
+
+        The rest is measurement noise, independent between genes.
+        """
+        return 1 - (self._root(axes) ** 2 * (1 - self.common)).sum(axis=1)
+
+    def background_outside(self, axes: Array) -> Array:
+        """Loadings (K', G) of what varies between cells in common, with the span of whitened `axes` taken out."""
+        loadings = (self.directions * np.sqrt(np.maximum(self.values - self.rest, 0))).T * self.sd
+        whitened = self.whiten(loadings)
+        return self.unwhiten(whitened - (whitened @ axes.T) @ axes)
 
 
 def cell_variation(

@@ -66,9 +66,9 @@ def _leakage(fit: Fit) -> list[Finding]:
     background, responsive = fit.history["leakage_background"][-1], fit.history["leakage_responsive"][-1]
     first = Finding(
         "background leakage",
-        _level(background, 0.05, 0.2),
+        _level(background, 0.02, 0.1),
         f"conditions differ in the background latents by {100 * background:.1f} % of the variance between cells.",
-        "" if background < 0.05 else "Part of the perturbation hides in z_b and is lost in predictions: raise the alignment weight.",
+        "" if background < 0.02 else "Part of the perturbation hides in z_b and is lost in predictions: raise the alignment weight.",
     )
     second = Finding(
         "responsive leakage",

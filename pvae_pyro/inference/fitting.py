@@ -24,7 +24,8 @@ from . import storage
 from .cells import CellStore
 from .svi import FitSettings, Trainer
 from .versions import versions
-from .warm_start import apply_start, closed_form
+from .starting import apply_start
+from .warm_start import closed_form
 
 if TYPE_CHECKING:
     from ..prediction import Posterior

@@ -26,10 +26,10 @@ def varimax(scores: Array, iterations: int = 1000, tolerance: float = 1e-9) -> A
 def spike_slab_fit(scores: Array, variance: Array, iterations: int = 100) -> tuple[Array, Array]:
     """Inclusion probabilities (N, K) and rates (K,) of scores ~ pi Normal(0, slab + variance) + (1 - pi) Normal(0, variance).
 
-    `variance` (N,) is the sampling variance of each row; pi and slab of each column by EM.
+    `variance` (N, K) is the sampling variance of each score; pi and slab of each column by EM.
     """
     n, k = scores.shape
-    v = variance[:, None]
+    v = variance
     rate, slab = np.full(k, 0.5), np.maximum((scores**2 - v).mean(axis=0) / 0.5, 1e-6)
     member = np.full((n, k), 0.5)
     for _ in range(iterations):

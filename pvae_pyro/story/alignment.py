@@ -28,7 +28,7 @@ class Centroid:
     spread of z_b inside a condition is not shrunk and small samples are not penalised for their noise; it may be negative.
     """
 
-    weight: float = 5.0
+    weight: float = 50.0
 
     def __post_init__(self) -> None:
         if self.weight < 0:

@@ -22,11 +22,11 @@ class Composition(Protocol):
         """State the sites and return the values that `compose` needs."""
         ...
 
-    def compose(self, values: dict[str, Tensor], design: Tensor, effects: Tensor, unit: float) -> Tensor:
+    def compose(self, values: dict[str, Tensor], design: Tensor, effects: Tensor, unit: Tensor) -> Tensor:
         """Mean effect of each condition, shape (conditions, latents).
 
-        `design` (conditions, targets) holds doses, `effects` (targets, latents) is w, and `unit` is the number of
-        control-cell standard deviations in one latent unit.
+        `design` (conditions, targets) holds doses, `effects` (targets, latents) is w, and `unit` (latents,) is the
+        number of control-cell standard deviations in one unit of each latent.
         """
         ...
 
@@ -66,7 +66,7 @@ class Additive:
     def sample(self, like: Tensor) -> dict[str, Tensor]:
         return {"scale": _log_normal("composition_scale", self.scale, self.scale_spread, like)}
 
-    def compose(self, values: dict[str, Tensor], design: Tensor, effects: Tensor, unit: float) -> Tensor:
+    def compose(self, values: dict[str, Tensor], design: Tensor, effects: Tensor, unit: Tensor) -> Tensor:
         factor = torch.where(is_combination(design), values["scale"], torch.ones_like(values["scale"]))
         return factor.unsqueeze(-1) * (design @ effects)
 
@@ -83,9 +83,9 @@ class Saturating:
     (experiments/first_light), where one common factor does worse. With combinations in training both are learnt.
     """
 
-    scale: float = 0.95
+    scale: float = 1.0
     scale_spread: float = 0.07
-    capacity: float = 7.5
+    capacity: float = 7.0
     capacity_spread: float = 0.25
 
     def __post_init__(self) -> None:
@@ -101,8 +101,8 @@ class Saturating:
             "capacity": _log_normal("capacity", self.capacity, self.capacity_spread, like),
         }
 
-    def compose(self, values: dict[str, Tensor], design: Tensor, effects: Tensor, unit: float) -> Tensor:
-        lengths = design.abs() * (unit * effects.norm(dim=-1))  # (conditions, targets)
+    def compose(self, values: dict[str, Tensor], design: Tensor, effects: Tensor, unit: Tensor) -> Tensor:
+        lengths = design.abs() * (unit * effects).norm(dim=-1)  # (conditions, targets)
         pairs = 0.5 * (lengths.sum(-1).square() - lengths.square().sum(-1)).clamp_min(0)  # sum over p < q
         factor = values["scale"] / (1 + pairs / values["capacity"].square()).sqrt()
         factor = torch.where(is_combination(design), factor, torch.ones_like(factor))

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..errors import InputError
-from .plates import Plates
 from .moments import count_moment_table, interpolate
+from .plates import Plates
 
 # (mean of eta, variance of eta, noise), each (..., genes) -> mean and variance of a cell's log expression
 Moments = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

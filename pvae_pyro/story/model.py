@@ -84,6 +84,7 @@ class Story(nn.Module):
     effect_scale: Tensor
     noise_start: Tensor
     spread: Tensor
+    unit: Tensor
 
     def __init__(self, model: PerturbedVAE, design: Tensor, n_cells: int, n_batches: int, n_genes: int, responsive: int) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ class Story(nn.Module):
         self.register_buffer("effect_scale", torch.ones(responsive))  # typical size of an effect, per latent
         self.register_buffer("noise_start", torch.ones(n_genes))  # centre of the noise prior
         self.register_buffer("spread", torch.ones(n_genes))  # within-condition sd of a gene: unit of the residual r
-        self.register_buffer("unit", torch.tensor(1.0))  # control-cell sds in one latent unit
+        self.register_buffer("unit", torch.ones(responsive))  # control-cell sds in one unit of a latent
         self.combinations = torch.nonzero(is_combination(design)).flatten().tolist()
 
     @property
@@ -118,7 +119,7 @@ class Story(nn.Module):
 
     def compose(self, shared: dict[str, Any], design: Tensor) -> Tensor:
         """Mean effect of conditions without their interaction, shape (conditions, latents)."""
-        return self.model.composition.compose(shared["composition"], design, shared["effects"], float(self.unit))
+        return self.model.composition.compose(shared["composition"], design, shared["effects"], self.unit)
 
     def interact(self, shared: dict[str, Any], design: Tensor) -> tuple[Tensor, Tensor]:
         """State the interaction eta (combinations, latents) and the residual r (combinations, genes) of these rows."""

@@ -29,19 +29,19 @@ def effects(seed: int = 0, latents: int = 4) -> Tensor:
 
 def saturate(w: Tensor, design: Tensor = DESIGN, scale: float = 1.0, capacity: float = 1.5, unit: float = 0.7) -> Tensor:
     values = {"scale": w.new_tensor(scale), "capacity": w.new_tensor(capacity)}
-    return Saturating().compose(values, design, w, unit)
+    return Saturating().compose(values, design, w, w.new_full((w.shape[1],), unit))
 
 
 def test_additive_is_the_weighted_sum() -> None:
     w = effects()
-    found = Additive().compose({"scale": torch.tensor(1.0, dtype=torch.float64)}, DESIGN, w, 0.3)
+    found = Additive().compose({"scale": torch.tensor(1.0, dtype=torch.float64)}, DESIGN, w, torch.ones(4))
     expected = torch.stack([0 * w[0], w[0], 0.5 * w[1], w[2], w[0] + w[1], 0.5 * w[0] + 2 * w[2], w[0] + w[1] + w[2]])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
 
 
 def test_additive_scale_touches_combinations_only() -> None:
     w, k = effects(), torch.tensor(0.8, dtype=torch.float64)
-    found = Additive(scale=0.8).compose({"scale": k}, DESIGN, w, 1.0)
+    found = Additive(scale=0.8).compose({"scale": k}, DESIGN, w, torch.ones(4))
     factor = torch.where(SINGLE, 1.0, 0.8).double()
     torch.testing.assert_close(found, factor.unsqueeze(1) * (DESIGN @ w))
 
@@ -66,12 +66,13 @@ def test_two_effects_of_the_capacity_add_to_their_sum_over_root_two() -> None:
     torch.testing.assert_close(found, torch.full((1, 2), 1.5 / math.sqrt(2), dtype=torch.float64))
 
 
-def test_saturating_three_targets_by_loops() -> None:
-    w = effects(1)
-    lengths = [0.7 * float(row.norm()) for row in w]
+def test_saturating_three_targets_by_loops_with_a_unit_of_each_latent() -> None:
+    w, unit = effects(1), torch.tensor([0.2, 1.0, 3.0, 0.5], dtype=torch.float64)
+    lengths = [math.sqrt(sum(float(unit[k] * row[k]) ** 2 for k in range(4))) for row in w]
     pairs = sum(lengths[p] * lengths[q] for p in range(3) for q in range(p + 1, 3))
-    expected = (w[0] + w[1] + w[2]) / math.sqrt(1 + pairs / 1.5**2)
-    torch.testing.assert_close(saturate(w)[-1], expected)
+    values = {"scale": w.new_tensor(0.9), "capacity": w.new_tensor(1.5)}
+    expected = 0.9 * (w[0] + w[1] + w[2]) / math.sqrt(1 + pairs / 1.5**2)
+    torch.testing.assert_close(Saturating().compose(values, DESIGN, w, unit)[-1], expected)
 
 
 def test_saturating_is_additive_for_small_effects_and_leaves_singles_alone() -> None:
@@ -115,11 +116,11 @@ def test_sites_of_the_composition() -> None:
 
     assert sites(Additive()) == {}
     assert sites(Additive(scale_spread=0.2)) == pytest.approx({"composition_scale": 0.2})
-    assert sites(Saturating()) == pytest.approx({"composition_scale": 0.07, "capacity": 0.25})
+    assert sites(Saturating(scale_spread=0.1, capacity_spread=0.3)) == pytest.approx({"composition_scale": 0.1, "capacity": 0.3})
     assert sites(Saturating(scale_spread=0, capacity_spread=0.5)) == pytest.approx({"capacity": 0.5})
     assert float(Additive(scale=0.8).sample(like)["scale"]) == pytest.approx(0.8)
-    law = poutine.trace(Saturating().sample).get_trace(like).nodes["capacity"]["fn"]
-    assert isinstance(law, dist.LogNormal) and float(law.base_dist.loc) == pytest.approx(math.log(7.5))
+    law = poutine.trace(Saturating(capacity=3.5).sample).get_trace(like).nodes["capacity"]["fn"]
+    assert isinstance(law, dist.LogNormal) and float(law.base_dist.loc) == pytest.approx(math.log(3.5))
 
 
 def test_interaction_width_by_loops() -> None:
@@ -135,7 +136,8 @@ def test_interaction_width_by_loops() -> None:
 
 def test_only_combinations_interact_in_the_trace() -> None:
     design = DESIGN.float()
-    story = Story(PerturbedVAE(composition=Additive(), responsive=4, background=2), design, 10, 1, 5, 4)
+    model = PerturbedVAE(composition=Additive(), interaction=Interaction(outside=0.07), responsive=4, background=2)
+    story = Story(model, design, 10, 1, 5, 4)
     pyro.set_rng_seed(0)
     trace = poutine.trace(story.globals).get_trace()
     g, eta = trace.nodes["_RETURN"]["value"], trace.nodes["interaction"]["value"]
