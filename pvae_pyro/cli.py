@@ -59,6 +59,8 @@ def command() -> Iterator[None]:
         _stop(str(problem), 2)
     except KeyboardInterrupt:
         _stop("interrupted, nothing was written.", 130)
+    except BrokenPipeError:  # whoever read the output has enough
+        raise
     except OSError as problem:  # a full disk, a folder without permission
         where = f" ({problem.filename})" if problem.filename else ""
         _stop(f"the system refused: {problem.strerror or problem}{where}.", 1)
@@ -144,8 +146,11 @@ def fit_command(
     writer.match(settings)
     for notice in screen.notices:
         typer.echo(notice)
-    most = "all" if len(chosen) == screen.n_genes else "chosen on training cells from"
-    typer.echo(f"Genes: {len(chosen)}, {most} {screen.n_genes} of the file.")
+    how = "all"
+    if len(chosen) < screen.n_genes:
+        by_number = genes is None or genes.strip().isdecimal()
+        how = "the most variable in training cells" if by_number else f"listed in {genes}"
+    typer.echo(f"Genes: {len(chosen)} of {screen.n_genes} ({how}).")
     typer.echo(split.describe())
     if writer.complete:
         typer.echo(f"The fit in {out} is complete, there is nothing to resume.")
@@ -230,8 +235,8 @@ def predict(
     outputs.check_distinct(targets)
     opened = open_run(run)
 
-    from pvae_pyro import prediction_files as files
-    from pvae_pyro import prediction_request as request
+    from pvae_pyro import cli_files as files
+    from pvae_pyro import cli_request as request
     from pvae_pyro.inference import Fit
 
     request.check_one_source(conditions, conditions_file, all_pairs)

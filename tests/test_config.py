@@ -71,11 +71,13 @@ def refusal(tmp_path: Path, text: str) -> str:
     return str(problem.value)
 
 
+@settings(deadline=None)
 @given(TABLES)
 def test_any_tables_written_as_toml_read_back_the_same(tables: dict[str, typing.Any]) -> None:
     assert tomllib.loads(to_toml(tables)) == tables
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_any_part_goes_through_toml_unchanged(part: Sample) -> None:
     table = tomllib.loads(to_toml({"part": {"name": "sample", **_settings(part)}}))["part"]
@@ -90,7 +92,7 @@ def _settings(part: Sample) -> dict[str, typing.Any]:
     return settings_of(part)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     names=st.fixed_dictionaries({kind: st.sampled_from(sorted(choices)) for kind, choices in PARTS.items()}),
     responsive=st.none() | st.integers(1, 60),

@@ -160,7 +160,7 @@ class AmortizedGuide(nn.Module):
         base = story.decoder.intercept[cells.batch]
         eta = base + story.decoder.linear(z_b, prior) + g.residual[cells.condition]
         x = cells.expression - self.centre[cells.batch]
-        surprise = x - (likelihood.mean(eta) - likelihood.mean(base))
+        surprise = x - (likelihood.mean(eta, story.level) - likelihood.mean(base, story.level))
         loc = prior + surprise @ self.gain_responsive + self.correct_responsive(x / self.gene_sd)
         scale = (self.log_scale_responsive + 0.5 * story.noise_variance(g.log_variance, story.design)[cells.condition].log()).exp()
         return prior, loc, scale

@@ -40,8 +40,8 @@ class Fit:
     """Result of `fit`; immutable, self-contained (no file of the screen is needed again).
 
     state and start_state: parameters after and before training. genes (G,) of the output, active (G,) those with a count in
-    training cells; controls: location and scale of q(z_b | x) of the control cells; library (cells,) and batch_counts of the
-    training cells; training: condition summaries; known_targets: targets that may be asked for.
+    training cells; controls: location and scale of q(z_b | x) of the control cells; library (cells,) of the training cells, batch_counts
+    (conditions, batches); training: condition summaries; known_targets: targets that may be asked for.
     """
 
     model: PerturbedVAE
@@ -96,8 +96,9 @@ class Fit:
     def modules(self) -> tuple[Story, AmortizedGuide]:
         """Story and guide with the fitted parameters, in evaluation mode on the CPU."""
         rank = self.state["story.effect_scale"].shape[0]
-        story = Story(self.model, torch.as_tensor(self.design), self.n_cells, len(self.batches), int(self.active.sum()), rank)
-        guide = self.guide.build(story)
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
+            story = Story(self.model, torch.as_tensor(self.design), self.n_cells, len(self.batches), int(self.active.sum()), rank)
+            guide = self.guide.build(story)
         story.load_state_dict(_part(self.state, "story."))
         guide.load_state_dict(_part(self.state, "guide."))
         return story.eval(), guide.eval()
@@ -108,7 +109,7 @@ class Fit:
 
         _, guide = self.modules()
         loc, scale = self.controls.chunk(2, -1)
-        drawn = draw_globals(guide, (loc[:1], scale[:1]), torch.as_tensor(self.batch_counts, dtype=loc.dtype), 0, draws, seed)
+        drawn = draw_globals(guide, (loc[:1], scale[:1]), torch.as_tensor(self.batch_counts.sum(0), dtype=loc.dtype), 0, draws, seed)
         w = torch.stack([d.shared["effects"] for d in drawn]).numpy()
         inclusion = torch.sigmoid(guide.logits["gates"]).detach().numpy() if "gates" in guide.logits else np.ones(w.shape[1:])
         index = pd.MultiIndex.from_product([self.targets, range(w.shape[2])], names=["target", "latent"])
@@ -197,7 +198,8 @@ def fit(
         else:
             trainer.record(float("nan"), float("nan"))
         final_controls = _background(amortized, controls)
-    counts = np.bincount(inner.batch, minlength=len(inner.batches)).astype(np.float64)
+    counts = np.zeros((len(screen.conditions), len(screen.batches)))
+    np.add.at(counts, (screen.condition, screen.batch), 1.0)
     return Fit(
         model=model, guide=guide, settings=settings, seed=seed, history=trainer.history, state=_state(story, amortized),
         start_state=start_state, genes=np.asarray(screen.genes).astype(str), active=used, targets=screen.targets,

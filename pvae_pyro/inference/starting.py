@@ -30,7 +30,8 @@ def apply_start(start: Start, story: Story, guide: AmortizedGuide, screen: Scree
     put(story.unit, start.unit)
     put(story.effect_scale, start.scale)
     put(story.noise_start, start.noise)
-    put(story.spread, start.variation.sd / start.slope)
+    put(story.spread, start.outside)
+    put(story.level, start.level)
     decoder = story.decoder
     put(decoder.intercept, np.broadcast_to(start.intercept, decoder.intercept.shape))
     put(decoder.responsive, start.responsive)

@@ -35,6 +35,8 @@ class Start:
     scale: Array  # (latents,) empirical-Bayes size of effects
     noise: Array  # (genes,) sd, or inverse dispersion
     slope: Array  # (genes,) d expression / d predictor at control
+    outside: Array  # (genes,) unit of what combinations do outside the decoder's span
+    level: Array  # (genes,) control mean
     variation: CellVariation
 
     @property
@@ -86,19 +88,25 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     if model.likelihood.observes == "expression":
         explained = (outside**2).sum(axis=0) + (responsive**2).sum(axis=0)
         noise = np.sqrt(np.maximum(variation.sd**2 - explained, 0.1 * variation.sd**2))
+    responsive = responsive / slope
+    # where a gene is hardly seen the slope says little: no more spread of the predictor than the likelihood can bear
+    spread = np.sqrt((background**2).sum(axis=0) + (responsive**2).sum(axis=0))
+    calm = np.minimum(1.0, model.likelihood.widest / np.maximum(spread, 1e-12))
     batches = variation.batch_effects
     intercept = eta0 + solve.intercepts(mean0, batches) if len(batches) > 1 else eta0
     return Start(
         unit=unit,
         intercept=intercept,
         centre=mean0 + batches,
-        responsive=responsive / slope,
-        background=background,
+        responsive=responsive * calm,
+        background=background * calm,
         scores=total,
         score_sd=1 / (unit * np.sqrt(n_cells)[:, None]),
         scale=scale / unit,
         noise=noise,
         slope=slope,
+        outside=np.minimum(variation.sd / slope, 5 * model.likelihood.widest),
+        level=np.maximum(mean0, 0),
         variation=variation,
     )
 
@@ -124,7 +132,10 @@ def _noise(
     """Per-gene noise of the likelihood (sd or inverse dispersion) and a first slope, each (genes,)."""
     if model.likelihood.observes == "expression":
         mean0 = variation.means[screen.conditions.index(CONTROL)]
-        return variation.sd * np.sqrt(1 - variation.common), np.maximum(-np.expm1(-np.maximum(mean0, 1e-3)), 1e-3)
+        identity = getattr(model.likelihood, "link", "") == "identity"
+        # softplus(b eta) / b = m has slope 1 - exp(-b m), and b m is at least a half
+        slope = np.ones_like(mean0) if identity else -np.expm1(-np.maximum(mean0, 0.5))
+        return variation.sd * np.sqrt(1 - variation.common), slope
     assert screen.counts is not None
     control = rows[screen.condition[rows] == screen.conditions.index(CONTROL)]
     counts, library = screen.counts[control].astype(np.float64), screen.library[control] / 1e4
@@ -144,12 +155,11 @@ class _Inverse:
     def __init__(self, model: PerturbedVAE, noise: Array, library: Array, mean0: Array, variation: CellVariation, slope: Array):
         self.noise = torch.as_tensor(noise)
         self.likelihood = model.likelihood
-        self.moments = model.likelihood.moments(self.noise, torch.as_tensor(library))
+        self.moments = model.likelihood.moments(self.noise, torch.as_tensor(library), torch.as_tensor(mean0))
         identity = getattr(model.likelihood, "link", "") == "identity"
         low, high = (-1e3, 1e3) if identity else (-12.0, max(12.0, float(mean0.max()) * 4))
         spread = variation.common * variation.sd**2
-        self.variance = torch.as_tensor(np.minimum(spread / slope**2, 1.0 if not identity else np.inf))
-
+        self.variance = torch.as_tensor(np.minimum(spread / slope**2, model.likelihood.widest**2))
         self.grid = np.linspace(low, high, 1024)
         grid = torch.as_tensor(self.grid)[:, None].expand(-1, len(self.noise))
         self.values = self.moments(grid, self.variance.expand_as(grid), self.noise)[0].numpy()

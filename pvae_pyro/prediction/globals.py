@@ -18,7 +18,7 @@ class GlobalDraw:
     """One joint draw, with what predictions need of it already multiplied out.
 
     effects (targets, latents) in the order of the asked-for targets; shared: the story's shared values with these effects;
-    responsive (latents, genes) = (I - L)^{-T} W_r; base and base_variance (genes,) of the predictor over control backgrounds;
+    responsive (latents, genes) = (I - L)^{-T} W_r; base and base_variance (genes,) of the predictor over control backgrounds, batches apart;
     z_covariance (background, background) of control backgrounds, batch_share (batches,); trained shifts and residuals of the
     training combinations.
     """
@@ -61,8 +61,6 @@ def draw_globals(
             covariance = (centred * weight.unsqueeze(1)).T @ centred + torch.diag(weight @ scale.square())
             propagated = _propagated(story.decoder.responsive, g.graph)
             background = story.decoder.background + g.coupling @ propagated
-            intercept = story.decoder.intercept
-            mean_intercept = share @ intercept
             shared: dict[str, Any] = {
                 "effects": g.effects, "graph": g.graph, "coupling": g.coupling, "log_variance": g.log_variance,
                 "kappa": g.kappa, "composition": g.composition, "noise": g.noise,
@@ -75,8 +73,8 @@ def draw_globals(
                     shared=shared,
                     responsive=propagated,
                     background=background,
-                    base=mean_intercept + z_mean @ background,
-                    base_variance=((covariance @ background) * background).sum(0) + share @ (intercept - mean_intercept).square(),
+                    base=z_mean @ background,
+                    base_variance=((covariance @ background) * background).sum(0),
                     z_covariance=covariance,
                     batch_share=share,
                     trained_shift=g.shift[story.combinations],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -156,8 +156,9 @@ class Posterior:
             rows[i, p] = design[p]
         names = tuple(f"{self.conditions[row]} part {i}" for i in range(len(targets))) + ("control",)
         n = len(names)
-        parts = Recipe(recipe.guide, recipe.draws, names, rows, np.full(n, -1), np.full(n, 10**6), recipe.moments,
-                       recipe.library, recipe.seed)  # fmt: skip
+        # all parts with the combination's own batches, so that the interaction is not one of batches
+        own = recipe.own_batches[row].expand(n, -1)
+        parts = replace(recipe, conditions=names, design=rows, trained=np.full(n, -1), n_cells=np.full(n, 10**6), own_batches=own)
         blocks = [latent for _, latent, _ in parts.blocks()]
         latent = torch.cat(blocks, 1).numpy()
         additive = latent[:, :-1].sum(1) - (len(targets) - 1) * latent[:, -1]
@@ -175,8 +176,9 @@ class Posterior:
 
     def _latent(self, row: int) -> Array:
         recipe = self.recipe
-        one = Recipe(recipe.guide, recipe.draws, recipe.conditions[row : row + 1], recipe.design[row : row + 1],
-                     recipe.trained[row : row + 1], recipe.n_cells[row : row + 1], recipe.moments, recipe.library, recipe.seed)  # fmt: skip
+        one = replace(recipe, conditions=recipe.conditions[row : row + 1], design=recipe.design[row : row + 1],
+                      trained=recipe.trained[row : row + 1], n_cells=recipe.n_cells[row : row + 1],
+                      own_batches=recipe.own_batches[row : row + 1])  # fmt: skip
         out = np.zeros((self.n_draws, len(self.genes)), dtype=np.float32)
         out[:, self.active] = next(iter(one.blocks()))[1][:, 0].numpy()
         return out

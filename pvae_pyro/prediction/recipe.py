@@ -23,7 +23,8 @@ class Recipe:
     """Everything needed to turn draws into predictions of the asked conditions.
 
     design (conditions, targets): trained targets first, then new ones; trained (conditions,): row among the training
-    combinations, or -1 where the interaction is drawn from its prior; n_cells (conditions,); library (cells,) of training cells.
+    combinations, or -1 where the interaction is drawn from its prior; n_cells (conditions,); own_batches (conditions, batches): a
+    trained condition's cells by batch, else zero; library (cells,) of training cells.
     """
 
     guide: AmortizedGuide
@@ -32,6 +33,7 @@ class Recipe:
     design: Tensor
     trained: NDArray[np.int64]
     n_cells: NDArray[np.int64]
+    own_batches: Tensor
     moments: Moments
     library: Tensor
     seed: int
@@ -56,16 +58,17 @@ class Recipe:
         eps_s = torch.stack([n.normal("surprise", 1) for n in noise], 1)
         eps_low = torch.stack([n.normal("programs", story.model.background) for n in noise], 1)
         eps_cell = torch.stack([n.normal("cells", n_genes) for n in noise], 1)
+        share = self.batch_share(chosen)
         n_cells = torch.as_tensor(self.n_cells[chosen], dtype=design.dtype).unsqueeze(-1)
         trained = torch.as_tensor(self.trained[chosen])
         latent = torch.empty(len(self.draws), len(names), n_genes)
         measured = torch.empty_like(latent)
         for i, draw in enumerate(self.draws):
-            eta, variance = self.predictor(draw, design, combined, trained, eps_eta[i], eps_r[i], eps_s[i])
+            eta, variance = self.predictor(draw, share[i], design, combined, trained, eps_eta[i], eps_r[i], eps_s[i])
             mean, spread = self.moments(eta, variance, draw.shared["noise"])
             latent[i] = mean
             # cells share programs: that part of the finite-cell noise is common to genes, the rest is not
-            slope = story.model.likelihood.slope(eta)
+            slope = story.model.likelihood.slope(eta, story.level)
             root = torch.linalg.cholesky(draw.z_covariance + 1e-6 * torch.eye(len(draw.z_covariance)))
             shared = slope * ((eps_low[i] @ root.T) @ draw.background)
             shared_variance = slope.square() * ((draw.z_covariance @ draw.background) * draw.background).sum(0)
@@ -75,14 +78,30 @@ class Recipe:
             measured[:, j] = self._few_cells(chosen.start + int(j), int(self.n_cells[chosen][j]))
         return latent, measured
 
+    def batch_share(self, chosen: slice) -> Tensor:
+        """Shares of the batches (draws, conditions, batches): Bayesian bootstrap of a trained condition's own, else the draw's."""
+        common = torch.stack([d.batch_share for d in self.draws])
+        out = common.unsqueeze(1).repeat(1, chosen.stop - chosen.start, 1)
+        for j, row in enumerate(range(chosen.start, chosen.stop)):
+            if float(self.own_batches[row].sum()) > 0:
+                generator = torch.Generator().manual_seed(condition_seed(self.conditions[row], self.seed, "batches"))
+                counts = self.own_batches[row].expand(len(self.draws), -1).contiguous()
+                gamma = torch._standard_gamma(counts.clamp_min(1e-6), generator=generator)
+                out[:, j] = gamma / gamma.sum(-1, keepdim=True)
+        return out
+
     def predictor(
-        self, draw: GlobalDraw, design: Tensor, combined: Tensor, trained: Tensor, eps_eta: Tensor, eps_r: Tensor, eps_s: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and variance over cells of the linear predictor, each (conditions, genes)."""
+        self, draw: GlobalDraw, share: Tensor, design: Tensor, combined: Tensor, trained: Tensor, eps_eta: Tensor,
+        eps_r: Tensor, eps_s: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Mean and variance over cells of the linear predictor, each (conditions, genes); `share` (conditions, batches)."""
         shift, residual = self.shift(draw, design, combined, trained, eps_eta, eps_r, eps_s)
-        eta = draw.base + shift @ draw.responsive + residual
+        intercept = self.guide.story.decoder.intercept
+        level = share @ intercept
+        between = (share @ intercept.square() - level.square()).clamp_min(0)
+        eta = level + draw.base + shift @ draw.responsive + residual
         v = self.guide.story.noise_variance(draw.shared["log_variance"], design)
-        return eta, draw.base_variance + v @ draw.responsive.square()
+        return eta, draw.base_variance + between + v @ draw.responsive.square()
 
     def shift(
         self, draw: GlobalDraw, design: Tensor, combined: Tensor, trained: Tensor, eps_eta: Tensor, eps_r: Tensor, eps_s: Tensor
@@ -109,21 +128,22 @@ class Recipe:
         noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
         eps = [noise.normal(p, n) for p, n in (("interaction", story.n_latents), ("residual", len(story.spread)), ("surprise", 1))]
         combined, trained = (design != 0).sum(-1) >= 2, torch.as_tensor(self.trained[row : row + 1])
+        share = self.batch_share(slice(row, row + 1))
         out = torch.empty(len(draw_numbers), len(story.spread))
         for number in np.unique(draw_numbers):
             draw, rows = self.draws[number], np.flatnonzero(draw_numbers == number)
-            eta, _ = self.predictor(draw, design, combined, trained, *(e[number : number + 1] for e in eps))
+            eta, _ = self.predictor(draw, share[number], design, combined, trained, *(e[number : number + 1] for e in eps))
             n = len(rows)
             root = torch.linalg.cholesky(draw.z_covariance + 1e-6 * torch.eye(len(draw.z_covariance)))
             z = torch.randn(n, len(root), generator=generator) @ root.T
             v = story.noise_variance(draw.shared["log_variance"], design).sqrt()
             e = v * torch.randn(n, story.n_latents, generator=generator)
             intercept = story.decoder.intercept
-            batch = torch.multinomial(draw.batch_share, n, replacement=True, generator=generator)
-            moved = intercept[batch] - draw.batch_share @ intercept
+            batch = torch.multinomial(share[number, 0], n, replacement=True, generator=generator)
+            moved = intercept[batch] - share[number] @ intercept
             library = self.library[torch.randint(len(self.library), (n,), generator=generator)]
             eta = eta + moved + z @ draw.background + e @ draw.responsive
-            out[rows] = story.model.likelihood.simulate(eta, draw.shared["noise"], library, generator)
+            out[rows] = story.model.likelihood.simulate(eta, draw.shared["noise"], library, story.level, generator)
         return out
 
     def _few_cells(self, row: int, n: int) -> Tensor:

@@ -45,16 +45,17 @@ def predict(
     counts = _cell_numbers(fit, names, n_cells)
     story, guide = fit.modules()
     loc, scale = fit.controls.chunk(2, -1)
-    globals_ = draw_globals(guide, (loc, scale), torch.as_tensor(fit.batch_counts, dtype=loc.dtype), len(columns) - len(fit.targets), draws, seed)
+    batch_counts = torch.as_tensor(fit.batch_counts, dtype=loc.dtype)
+    globals_ = draw_globals(guide, (loc, scale), batch_counts.sum(0), len(columns) - len(fit.targets), draws, seed)
     trained_rows = {fit.conditions[row]: i for i, row in enumerate(story.combinations)}
     library = torch.as_tensor(fit.library)
     with torch.no_grad():
         centre = guide.loc["noise"].exp().double()
-        moments = fit.model.likelihood.moments(centre.to(loc.dtype), library)
-    recipe = Recipe(
-        guide, globals_, tuple(names), design, np.array([trained_rows.get(n, -1) for n in names], dtype=np.int64), counts,
-        moments, library, seed,
-    )  # fmt: skip
+        moments = fit.model.likelihood.moments(centre.to(loc.dtype), library, story.level)
+    # a trained condition is predicted for its own batches, a new one for the screen's
+    own = torch.stack([batch_counts[fit.conditions.index(n)] if n in fit.conditions else torch.zeros_like(batch_counts[0]) for n in names])
+    trained = np.array([trained_rows.get(n, -1) for n in names], dtype=np.int64)
+    recipe = Recipe(guide, globals_, tuple(names), design, trained, counts, own, moments, library, seed)
     composition = fit.model.composition
     return Posterior(
         recipe=recipe,

@@ -31,42 +31,47 @@ class Likelihood(Protocol):
     """What the story asks of a likelihood."""
 
     observes: ClassVar[Literal["expression", "counts"]]
+    widest: ClassVar[float]  # largest sd of eta between cells of a condition that a start may give a gene
 
     def sample(self, plates: Plates, start: Tensor) -> Tensor:
         """State the per-gene noise site, centred on `start` (genes,), and return it."""
         ...
 
-    def law(self, eta: Tensor, noise: Tensor, library: Tensor) -> dist.TorchDistribution:
-        """Distribution of the observed genes of cells: eta (cells, genes), library (cells,)."""
+    def law(self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor) -> dist.TorchDistribution:
+        """Distribution of the observed genes of cells: eta (cells, genes), library (cells,), control level (genes,)."""
         ...
 
-    def mean(self, eta: Tensor) -> Tensor:
+    def mean(self, eta: Tensor, level: Tensor) -> Tensor:
         """Expression on the log scale of a cell with this linear predictor (without noise), shape kept."""
         ...
 
-    def slope(self, eta: Tensor) -> Tensor:
+    def slope(self, eta: Tensor, level: Tensor) -> Tensor:
         """d mean / d eta on the log scale, shape kept."""
         ...
 
-    def simulate(self, eta: Tensor, noise: Tensor, library: Tensor, generator: torch.Generator) -> Tensor:
+    def simulate(
+        self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """New cells on the log scale, (cells, genes)."""
         ...
 
-    def moments(self, noise: Tensor, library: Tensor) -> Moments:
+    def moments(self, noise: Tensor, library: Tensor, level: Tensor) -> Moments:
         """Moments of a cell's log expression; `noise` (genes,) typical noise, `library` (cells,) typical libraries."""
         ...
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """x_cg ~ Normal(softplus(eta_cg), sd_g) on log1p counts per 10,000; `noise` (genes,) sd_g ~ LogNormal(log start_g, 1).
+    """x_cg ~ Normal(softplus(b_g eta_cg) / b_g, sd_g) on log1p counts per 10,000; `noise` (genes,) sd_g ~ LogNormal(log start_g, 1).
 
     The softplus link keeps means positive and lets a small mean change in proportion, as the mean of log1p of sparse
-    counts does; `link="identity"` gives the linear-Gaussian story.
+    counts does. b_g = max(1, 1/2 / level_g), where level_g is the control mean: genes that are hardly seen get a link that
+    is steep enough not to turn their noise into huge predictors. `link="identity"` gives the linear-Gaussian story.
     """
 
     link: Literal["softplus", "identity"] = "softplus"
     observes: ClassVar[Literal["expression", "counts"]] = "expression"
+    widest: ClassVar[float] = float("inf")
 
     def __post_init__(self) -> None:
         if self.link not in ("softplus", "identity"):
@@ -76,26 +81,36 @@ class Gaussian:
         with plates.genes:
             return pyro.sample("noise", dist.LogNormal(start.log(), 1.0))
 
-    def mean(self, eta: Tensor) -> Tensor:
-        return softplus(eta) if self.link == "softplus" else eta
+    def mean(self, eta: Tensor, level: Tensor) -> Tensor:
+        if self.link == "identity":
+            return eta
+        b = _steepness(level)
+        return softplus(b * eta) / b
 
-    def law(self, eta: Tensor, noise: Tensor, library: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(self.mean(eta), noise).to_event(1)
+    def law(self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(self.mean(eta, level), noise).to_event(1)
 
-    def slope(self, eta: Tensor) -> Tensor:
-        return torch.sigmoid(eta) if self.link == "softplus" else torch.ones_like(eta)
+    def slope(self, eta: Tensor, level: Tensor) -> Tensor:
+        return torch.sigmoid(_steepness(level) * eta) if self.link == "softplus" else torch.ones_like(eta)
 
-    def simulate(self, eta: Tensor, noise: Tensor, library: Tensor, generator: torch.Generator) -> Tensor:
-        return self.mean(eta) + noise * torch.randn(eta.shape, generator=generator)
+    def simulate(
+        self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        return self.mean(eta, level) + noise * torch.randn(eta.shape, generator=generator)
 
-    def moments(self, noise: Tensor, library: Tensor) -> Moments:
+    def moments(self, noise: Tensor, library: Tensor, level: Tensor) -> Moments:
         def of(mean: Tensor, variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
             if self.link == "identity":
                 return mean, variance + noise.square()
-            first, second = _over_normal(softplus, mean, variance)
+            first, second = _over_normal(lambda eta: self.mean(eta, level), mean, variance)
             return first, second - first.square() + noise.square()
 
         return of
+
+
+def _steepness(level: Tensor) -> Tensor:
+    """b_g of the softplus link, (genes,)."""
+    return (0.5 / level.clamp_min(1e-3)).clamp_min(1.0)
 
 
 def _over_normal(f: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,28 +133,31 @@ class NegativeBinomial:
     """
 
     observes: ClassVar[Literal["expression", "counts"]] = "counts"
+    widest: ClassVar[float] = 1.0
 
     def sample(self, plates: Plates, start: Tensor) -> Tensor:
         with plates.genes:
             return pyro.sample("noise", dist.LogNormal(start.log(), 1.0))
 
-    def law(self, eta: Tensor, noise: Tensor, library: Tensor) -> dist.TorchDistribution:
+    def law(self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor) -> dist.TorchDistribution:
         log_mean = (eta + (library / 1e4).log().unsqueeze(-1)).clamp(-30, 15)  # beyond this a float32 exp is useless
         return dist.NegativeBinomial(total_count=noise, logits=log_mean - noise.log(), validate_args=False).to_event(1)
 
-    def mean(self, eta: Tensor) -> Tensor:
+    def mean(self, eta: Tensor, level: Tensor) -> Tensor:
         return softplus(eta)  # log1p(exp(eta)): log1p of the expected counts per 10,000
 
-    def slope(self, eta: Tensor) -> Tensor:
+    def slope(self, eta: Tensor, level: Tensor) -> Tensor:
         return torch.sigmoid(eta)
 
-    def simulate(self, eta: Tensor, noise: Tensor, library: Tensor, generator: torch.Generator) -> Tensor:
+    def simulate(
+        self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor, generator: torch.Generator
+    ) -> Tensor:
         mean = (eta + (library / 1e4).log().unsqueeze(-1)).clamp(-30, 15).exp()
         gamma = torch._standard_gamma(noise.expand_as(mean).contiguous(), generator=generator) / noise
         counts = torch.poisson(mean * gamma, generator=generator)
         return torch.log1p(counts * (1e4 / library).unsqueeze(-1))
 
-    def moments(self, noise: Tensor, library: Tensor) -> Moments:
+    def moments(self, noise: Tensor, library: Tensor, level: Tensor) -> Moments:
         grid, table = count_moment_table(noise, library)  # (points,), (2, genes, points)
         # mean and variance are smoother in eta than the second moment: a line through that would add to the variance
         table = torch.stack([table[0], table[1] - table[0].square()])

@@ -83,6 +83,7 @@ class Story(nn.Module):
     design: Tensor
     effect_scale: Tensor
     noise_start: Tensor
+    level: Tensor
     spread: Tensor
     unit: Tensor
 
@@ -93,6 +94,7 @@ class Story(nn.Module):
         self.register_buffer("design", design)  # (conditions, targets)
         self.register_buffer("effect_scale", torch.ones(responsive))  # typical size of an effect, per latent
         self.register_buffer("noise_start", torch.ones(n_genes))  # centre of the noise prior
+        self.register_buffer("level", torch.ones(n_genes))  # control mean of a gene on the log scale
         self.register_buffer("spread", torch.ones(n_genes))  # within-condition sd of a gene: unit of the residual r
         self.register_buffer("unit", torch.ones(responsive))  # control-cell sds in one unit of a latent
         self.combinations = torch.nonzero(is_combination(design)).flatten().tolist()
@@ -162,7 +164,7 @@ class Story(nn.Module):
             eta = self.decoder(z_b, z_r, cells.batch)  # (cells, genes)
             if self.combinations:
                 eta = eta + g.residual[cells.condition]
-            pyro.sample("x", self.model.likelihood.law(eta, g.noise, cells.library), obs=cells.observed)
+            pyro.sample("x", self.model.likelihood.law(eta, g.noise, cells.library, self.level), obs=cells.observed)
 
 
 def effect_of(g: Globals) -> Tensor:

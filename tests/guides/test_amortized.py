@@ -146,7 +146,7 @@ def test_responsive_is_centred_on_the_prior_under_the_drawn_effects() -> None:
         condition, batch = torch.tensor([0, 1, 4, 5, 3]), torch.tensor([0, 1, 0, 1, 1])
         prior = story.responsive_law(g, z_b, condition).mean
         eta = story.decoder(z_b, prior, batch) + g.residual[condition]
-        mean, base = story.model.likelihood.mean(eta), story.model.likelihood.mean(story.decoder.intercept[batch])
+        mean, base = (story.model.likelihood.mean(e, story.level) for e in (eta, story.decoder.intercept[batch]))
         # cells exactly where the prior puts them carry no surprise
         cells = Cells(guide.centre[batch] + mean - base, mean, condition, batch, torch.ones(5))
         found, loc, _ = guide.responsive(cells, z_b, g)

@@ -157,7 +157,7 @@ def test_leakage_sees_what_is_planted(screen: Callable[..., Screen]) -> None:
 
     clean = measured(5, w)
     assert clean["leakage_background"] < 0.05 and clean["leakage_responsive"] < 0.01
-    assert clean["active_units"] == 3 and clean["gate_entropy"] < 1e-5
+    assert clean["active_units"] == 3 and clean["gate_entropy"] < 1e-4
     leaky = measured(0, torch.zeros_like(w))
     shift = (design[1:] @ w)[:, 0].square().mean()
     assert leaky["leakage_background"] == pytest.approx(float(shift), rel=0.25)  # variance inside conditions is one

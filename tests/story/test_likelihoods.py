@@ -25,17 +25,29 @@ def doubles(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+SEEN = doubles(1.0)  # control level of genes that are seen well: the plain softplus link
+
+
 @pytest.mark.parametrize("part", ALL, ids=str)
 def test_slope_is_the_derivative_of_the_mean(part: Likelihood) -> None:
     eta = torch.linspace(-8, 8, 33, dtype=torch.float64).reshape(3, 11).requires_grad_()
-    (gradient,) = torch.autograd.grad(part.mean(eta).sum(), eta)
-    torch.testing.assert_close(part.slope(eta.detach()), gradient, rtol=1e-10, atol=1e-12)
+    level = torch.linspace(0, 1.5, 11, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(part.mean(eta, level).sum(), eta)
+    torch.testing.assert_close(part.slope(eta.detach(), level), gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_the_softplus_link_is_steeper_for_genes_hardly_seen() -> None:
+    level, eta = doubles(2.0, 0.5, 0.1, 0.0), torch.linspace(-3, 3, 7, dtype=torch.float64).unsqueeze(1)
+    found = Gaussian().mean(eta, level)
+    for g, b in enumerate((1.0, 1.0, 5.0, 500.0)):  # max(1, 1/2 / level), the level at least 1e-3
+        np.testing.assert_allclose(found[:, g], np.logaddexp(0, b * eta[:, 0].numpy()) / b, rtol=1e-12)
+    assert (found > 0).all() and torch.equal(Gaussian(link="identity").mean(eta, level), eta)
 
 
 def test_mean_of_counts_is_log1p_of_the_expected_rate() -> None:
     eta = torch.linspace(-6, 8, 15, dtype=torch.float64)
-    torch.testing.assert_close(NegativeBinomial().mean(eta), torch.log1p(eta.exp()))
-    law = NegativeBinomial().law(eta.expand(2, 15), torch.ones(15, dtype=torch.float64), doubles(1e4, 500))
+    torch.testing.assert_close(NegativeBinomial().mean(eta, SEEN), torch.log1p(eta.exp()))
+    law = NegativeBinomial().law(eta.expand(2, 15), torch.ones(15, dtype=torch.float64), doubles(1e4, 500), SEEN)
     torch.testing.assert_close(law.base_dist.mean, torch.stack([eta.exp(), 0.05 * eta.exp()]))
 
 
@@ -46,7 +58,7 @@ def test_the_density_of_counts_is_that_of_scipy() -> None:
     counts = rng.poisson(5, size=(6, 8)) * rng.integers(0, 20, size=(6, 8))
     mean = library[:, None] / 1e4 * np.exp(eta)
     expected = stats.nbinom.logpmf(counts, theta, theta / (theta + mean)).sum(1)
-    law = NegativeBinomial().law(torch.tensor(eta), torch.tensor(theta), torch.tensor(library))
+    law = NegativeBinomial().law(torch.tensor(eta), torch.tensor(theta), torch.tensor(library), SEEN)
     assert law.batch_shape == (6,) and law.event_shape == (8,)
     np.testing.assert_allclose(law.log_prob(torch.tensor(counts, dtype=torch.float64)), expected, rtol=1e-9)
 
@@ -56,11 +68,13 @@ def test_the_gaussian_density_is_that_of_scipy(link: str) -> None:
     rng = np.random.default_rng(1)
     eta, sd, x = rng.normal(size=(5, 4)), rng.uniform(0.1, 2, size=4), rng.normal(size=(5, 4))
     mean = np.logaddexp(0, eta) if link == "softplus" else eta
-    law = Gaussian(link=link).law(torch.tensor(eta), torch.tensor(sd), torch.ones(5))  # type: ignore[arg-type]
+    law = Gaussian(link=link).law(torch.tensor(eta), torch.tensor(sd), torch.ones(5), SEEN)  # type: ignore[arg-type]
     np.testing.assert_allclose(law.log_prob(torch.tensor(x)), stats.norm.logpdf(x, mean, sd).sum(1), rtol=1e-10)
 
 
-def brute_force(part: Likelihood, mean: Tensor, sd: Tensor, noise: Tensor, library: Tensor, n: int, seed: int) -> Tensor:
+def brute_force(
+    part: Likelihood, mean: Tensor, sd: Tensor, noise: Tensor, library: Tensor, n: int, seed: int, level: Tensor
+) -> Tensor:
     """`n` cells whose predictor is Normal(mean, sd^2) and whose libraries are resampled, on the log scale."""
     generator = torch.Generator().manual_seed(seed)
     eta = mean + sd * torch.randn(n, len(mean), dtype=torch.float64, generator=generator)
@@ -70,7 +84,7 @@ def brute_force(part: Likelihood, mean: Tensor, sd: Tensor, noise: Tensor, libra
         mu = (drawn / 1e4).unsqueeze(1) * eta.exp()
         counts = rng.negative_binomial(noise.numpy(), (noise / (noise + mu)).numpy())
         return torch.log1p(torch.tensor(counts) * (1e4 / drawn).unsqueeze(1))
-    return part.mean(eta) + noise * torch.randn(n, len(mean), dtype=torch.float64, generator=generator)
+    return part.mean(eta, level) + noise * torch.randn(n, len(mean), dtype=torch.float64, generator=generator)
 
 
 def check_moments(part: Likelihood, x: Tensor, first: Tensor, variance: Tensor, bias_mean: Tensor, bias_sd: float) -> None:
@@ -89,9 +103,10 @@ def test_gaussian_moments_are_those_of_cells(link: str) -> None:
     mean = doubles(-5, -3, -1, 0, 0.5, 2, 5, 0, 0)
     sd = doubles(0.5, 1, 1.5, 0, 0.1, 1, 1.5, 1.5, 1)
     noise = doubles(0.05, 0.2, 0.3, 0.4, 0.5, 0.1, 0.3, 1e-6, 1)
+    level = doubles(2, 2, 2, 2, 2, 2, 2, 2, 0.4)  # the last link is a quarter steeper
     library = torch.ones(3, dtype=torch.float64)
-    first, variance = part.moments(noise, library)(mean, sd**2, noise)
-    x = brute_force(part, mean, sd, noise, library, 200_000, 2)
+    first, variance = part.moments(noise, library, level)(mean, sd**2, noise)
+    x = brute_force(part, mean, sd, noise, library, 200_000, 2, level)
     # seven nodes: exact to 1e-4 in the mean and to 0.4 % in the sd for spreads up to 1.5
     check_moments(part, x, first, variance, torch.full_like(mean, 1e-4), 0.004)
 
@@ -103,7 +118,7 @@ def test_softplus_moments_by_finer_quadrature() -> None:
     for sd, tolerance in ((0.3, 1e-9), (1.0, 4e-6), (1.5, 1.2e-4)):
         value = np.logaddexp(0, mean[:, None] + sd * nodes)
         m1, m2 = value @ weights, value**2 @ weights
-        part = Gaussian().moments(doubles(0.3), doubles(1.0))
+        part = Gaussian().moments(doubles(0.3), doubles(1.0), SEEN)
         first, variance = part(torch.tensor(mean), torch.full((23,), sd**2, dtype=torch.float64), doubles(0.3))
         np.testing.assert_allclose(first, m1, atol=tolerance, rtol=0)
         np.testing.assert_allclose(variance, m2 - m1**2 + 0.09, rtol=60 * tolerance)
@@ -119,8 +134,8 @@ def test_count_moments_are_those_of_cells(eta_sd: float) -> None:
     part, (rate, theta) = NegativeBinomial(), torch.tensor(CASES, dtype=torch.float64).T
     library = torch.tensor(np.random.default_rng(3).lognormal(math.log(3000), 0.4, size=500))
     mean, sd = rate.log(), torch.full_like(rate, eta_sd)
-    first, variance = part.moments(theta, library)(mean, sd**2, theta)
-    x = brute_force(part, mean, sd, theta, library, 60_000, 4)
+    first, variance = part.moments(theta, library, SEEN)(mean, sd**2, theta)
+    x = brute_force(part, mean, sd, theta, library, 60_000, 4, SEEN)
     # bias: interpolation over the table's grid, twelve quantiles for the libraries, and the expansion for many counts
     check_moments(part, x, first, variance, torch.where(rate > 50, 0.01, 0.002), 0.015)
 
@@ -155,7 +170,7 @@ def test_the_expansion_for_many_counts_joins_the_sum(theta: float) -> None:
 
 def test_narrow_laws_keep_their_width_between_grid_points() -> None:
     rate, theta = 1000.0, doubles(1e4)  # 300 counts expected, nearly Poisson: an sd of 0.06 on the log scale
-    part = NegativeBinomial().moments(theta, doubles(3000.0, 3000.0))
+    part = NegativeBinomial().moments(theta, doubles(3000.0, 3000.0), SEEN)
     counts = np.arange(5000)
     for step in np.linspace(0, 0.125, 6):
         mean = 0.3 * rate * math.exp(step)
@@ -185,11 +200,12 @@ def test_simulated_cells_have_the_moments(part: Likelihood) -> None:
     noise = doubles(0.5, 2, 5, 0.3, 50) if counts else doubles(0.1, 0.5, 1, 0.2, 2)
     library = doubles(1000, 2500, 6000) if counts else torch.ones(3, dtype=torch.float64)
     # all three libraries in the table: only then are twelve quantiles of the three exact thirds
+    level = doubles(2, 2, 0.3, 2, 2)
     n = 60_000
     eta, cells = mean.expand(n, 5), library.repeat(n // 3)
-    x = part.simulate(eta.float(), noise.float(), cells.float(), torch.Generator().manual_seed(5)).double()
+    x = part.simulate(eta.float(), noise.float(), cells.float(), level.float(), torch.Generator().manual_seed(5)).double()
     assert x.shape == (n, 5)
-    first, variance = part.moments(noise, cells)(mean, torch.zeros_like(mean), noise)
+    first, variance = part.moments(noise, cells, level)(mean, torch.zeros_like(mean), noise)
     bias = torch.where(mean > 4, 0.01, 0.001) if counts else torch.full_like(mean, 1e-6)
     check_moments(part, x, first, variance, bias.double(), 0.01 if counts else 1e-6)
 
@@ -197,7 +213,7 @@ def test_simulated_cells_have_the_moments(part: Likelihood) -> None:
 def test_simulated_counts_are_whole_and_repeat() -> None:
     eta, theta, library = torch.zeros(50, 4), torch.ones(4), torch.linspace(500, 9000, 50)
     part = NegativeBinomial()
-    x, again = (part.simulate(eta, theta, library, torch.Generator().manual_seed(6)) for _ in range(2))
+    x, again = (part.simulate(eta, theta, library, SEEN, torch.Generator().manual_seed(6)) for _ in range(2))
     assert torch.equal(x, again)
     counts = torch.expm1(x.double()) * (library.double() / 1e4).unsqueeze(1)
     torch.testing.assert_close(counts, counts.round(), atol=1e-4, rtol=0)
@@ -216,7 +232,7 @@ def test_the_noise_site_is_centred_on_its_start(part: Likelihood) -> None:
 
 def test_an_extreme_predictor_stays_finite() -> None:
     eta = torch.tensor([[-1e4, 1e4, 80.0]])
-    law = NegativeBinomial().law(eta, torch.ones(3), torch.tensor([3000.0]))
+    law = NegativeBinomial().law(eta, torch.ones(3), torch.tensor([3000.0]), SEEN)
     assert torch.isfinite(law.log_prob(torch.tensor([[0.0, 5.0, 0.0]]))).all()
 
 

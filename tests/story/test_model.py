@@ -195,7 +195,8 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
         predictor = decoder[0][int(cells.batch[c])] + z_r @ decoder[1] + z_b @ decoder[2] + residual[d]
         x = cells.observed[c].numpy()
         if isinstance(model.likelihood, Gaussian):
-            local += normal(x, np.logaddexp(0, predictor), v["noise"])
+            b = np.maximum(1, 0.5 / story.level.numpy())
+            local += normal(x, np.logaddexp(0, b * predictor) / b, v["noise"])
         else:
             mean = float(cells.library[c]) / 1e4 * np.exp(predictor)
             local += float(np.sum(stats.nbinom.logpmf(x, v["noise"], v["noise"] / (v["noise"] + mean))))
@@ -215,8 +216,8 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
 def test_log_joint_density_against_scipy(parts: dict[str, object], seed: int, build: Build, cells_of: CellsOf) -> None:
     story = build(n_cells=50, interaction=INTERACTION, **parts).double()
     generator = torch.Generator().manual_seed(seed)
-    for buffer in (story.effect_scale, story.noise_start, story.spread, story.unit):
-        buffer.copy_(0.5 + torch.rand(len(buffer), dtype=torch.float64, generator=generator))
+    for buffer in (story.effect_scale, story.noise_start, story.spread, story.unit, story.level):
+        buffer.copy_(0.1 + torch.rand(len(buffer), dtype=torch.float64, generator=generator))
     cells = cells_of(story, 9, seed)
     cells = Cells(cells.expression.double(), cells.observed.double(), cells.condition, cells.batch, cells.library.double())
     pyro.set_rng_seed(seed)
