@@ -58,7 +58,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read named arrays; raises InputError for a missing or damaged file."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:  # numpy leaves a damaged file open
             return {name: data[name] for name in data.files}
     except Exception as error:  # zip, OS and value errors alike
         raise InputError(f"{path.name} in {path.parent} cannot be read ({error}); the fit has to be run again.") from error

@@ -56,7 +56,7 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     control = screen.conditions.index(CONTROL)
     others = [i for i in range(len(screen.conditions)) if i != control]
     n_cells = np.bincount(condition, minlength=len(screen.conditions)).astype(float)
-    mean0 = variation.means[control]
+    mean0 = _control_mean(variation, control)
     shrunk = shrink(variation.whiten(variation.means[others] - mean0), n_cells[others], np.ones(screen.n_genes))
     rank = model.responsive or int(np.clip(shrunk.rank, 2, 64))
 
@@ -64,7 +64,7 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     solve = _Inverse(model, noise, screen.library[rows], mean0, variation, slope0)
     eta0 = solve(mean0[None])
     raw = variation.unwhiten(shrunk.shifts)
-    eta = solve(np.maximum(mean0 + raw, 0.02 * mean0 + 1e-3)) - eta0
+    eta = solve(np.maximum(mean0 + raw, 0.02 * mean0)) - eta0
     slope = solve.slope(eta0[0])
 
     # back to whitened units, so that axes stay orthonormal there and effects have the cells' own unit
@@ -86,27 +86,33 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     background = np.zeros((model.background, screen.n_genes))
     background[: len(outside)] = outside / slope
     if model.likelihood.observes == "expression":
-        explained = (outside**2).sum(axis=0) + (responsive**2).sum(axis=0)
+        explained = np.minimum((outside**2).sum(axis=0), (solve.widest * slope) ** 2) + (responsive**2).sum(axis=0)
         noise = np.sqrt(np.maximum(variation.sd**2 - explained, 0.1 * variation.sd**2))
     responsive = responsive / slope
     # where a gene is hardly seen the slope says little: no more spread of the predictor than the likelihood can bear
+    widest = solve.widest
+    background *= np.minimum(1.0, widest / np.maximum(np.sqrt((background**2).sum(axis=0)), 1e-12))
+    # nor larger shifts than those that were carried over, which dividing by a small slope could make of noise
+    carried, made = np.abs(eta).max(axis=0), np.abs(total @ responsive).max(axis=0)
+    if model.likelihood.observes == "counts":
+        carried = np.minimum(carried, 2.0)
     spread = np.sqrt((background**2).sum(axis=0) + (responsive**2).sum(axis=0))
-    calm = np.minimum(1.0, model.likelihood.widest / np.maximum(spread, 1e-12))
+    responsive *= np.minimum(np.minimum(1.0, carried / np.maximum(made, 1e-12)), np.maximum(widest, carried) / np.maximum(spread, 1e-12))
     batches = variation.batch_effects
     intercept = eta0 + solve.intercepts(mean0, batches) if len(batches) > 1 else eta0
     return Start(
         unit=unit,
         intercept=intercept,
         centre=mean0 + batches,
-        responsive=responsive * calm,
-        background=background * calm,
+        responsive=responsive,
+        background=background,
         scores=total,
         score_sd=1 / (unit * np.sqrt(n_cells)[:, None]),
         scale=scale / unit,
         noise=noise,
         slope=slope,
-        outside=np.minimum(variation.sd / slope, 5 * model.likelihood.widest),
-        level=np.maximum(mean0, 0),
+        outside=np.minimum(variation.sd / slope, 5 * np.maximum(widest, 0.1)),
+        level=mean0,
         variation=variation,
     )
 
@@ -126,12 +132,18 @@ def _matched_prior(values: Array, rank: int, n_genes: int, n_rows: int, n_cells:
     return np.sqrt(kept / (1 - kept) / n_cells)
 
 
+def _control_mean(variation: CellVariation, control: int) -> Array:
+    """Control mean of each gene, above zero: a gene that a hundred controls do not show is rare, not absent."""
+    means = variation.means
+    return np.asarray(np.maximum(means[control], np.maximum(0.05 * means.mean(axis=0), 1e-4)))
+
+
 def _noise(
     model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64], variation: CellVariation
 ) -> tuple[Array, Array]:
     """Per-gene noise of the likelihood (sd or inverse dispersion) and a first slope, each (genes,)."""
     if model.likelihood.observes == "expression":
-        mean0 = variation.means[screen.conditions.index(CONTROL)]
+        mean0 = _control_mean(variation, screen.conditions.index(CONTROL))
         identity = getattr(model.likelihood, "link", "") == "identity"
         # softplus(b eta) / b = m has slope 1 - exp(-b m), and b m is at least a half
         slope = np.ones_like(mean0) if identity else -np.expm1(-np.maximum(mean0, 0.5))
@@ -156,11 +168,13 @@ class _Inverse:
         self.noise = torch.as_tensor(noise)
         self.likelihood = model.likelihood
         self.moments = model.likelihood.moments(self.noise, torch.as_tensor(library), torch.as_tensor(mean0))
+        self.widest = model.likelihood.widest(torch.as_tensor(mean0)).numpy()
         identity = getattr(model.likelihood, "link", "") == "identity"
         low, high = (-1e3, 1e3) if identity else (-12.0, max(12.0, float(mean0.max()) * 4))
+        fine = np.linspace(-2, 2, 2048) ** 3 / 4  # rare genes need steps of their own size around zero
         spread = variation.common * variation.sd**2
-        self.variance = torch.as_tensor(np.minimum(spread / slope**2, model.likelihood.widest**2))
-        self.grid = np.linspace(low, high, 1024)
+        self.variance = torch.as_tensor(np.minimum(spread / slope**2, self.widest**2))
+        self.grid = np.unique(np.concatenate([np.linspace(low, high, 1024), fine]))
         grid = torch.as_tensor(self.grid)[:, None].expand(-1, len(self.noise))
         self.values = self.moments(grid, self.variance.expand_as(grid), self.noise)[0].numpy()
 
@@ -171,11 +185,11 @@ class _Inverse:
 
     def intercepts(self, mean0: Array, batch_effects: Array) -> Array:
         """Batch effects (batches, genes) on the predictor's scale."""
-        return self(np.maximum(mean0 + batch_effects, 0.02 * mean0 + 1e-3)) - self(mean0[None])
+        return self(np.maximum(mean0 + batch_effects, 0.02 * mean0)) - self(mean0[None])
 
     def slope(self, eta: Array) -> Array:
         """d mean expression / d predictor (genes,), averaged over cells, kept away from zero."""
-        step, at = 0.05, torch.as_tensor(eta)
+        at, step = torch.as_tensor(eta), torch.as_tensor(np.minimum(0.1 * self.widest, 0.05))
         up, _ = self.moments(at + step, self.variance, self.noise)
         down, _ = self.moments(at - step, self.variance, self.noise)
         return np.maximum(((up - down) / (2 * step)).numpy(), 1e-3)

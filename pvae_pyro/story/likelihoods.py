@@ -31,8 +31,6 @@ class Likelihood(Protocol):
     """What the story asks of a likelihood."""
 
     observes: ClassVar[Literal["expression", "counts"]]
-    widest: ClassVar[float]  # largest sd of eta between cells of a condition that a start may give a gene
-
     def sample(self, plates: Plates, start: Tensor) -> Tensor:
         """State the per-gene noise site, centred on `start` (genes,), and return it."""
         ...
@@ -47,6 +45,10 @@ class Likelihood(Protocol):
 
     def slope(self, eta: Tensor, level: Tensor) -> Tensor:
         """d mean / d eta on the log scale, shape kept."""
+        ...
+
+    def widest(self, level: Tensor) -> Tensor:
+        """Largest sd of eta between control cells that a start may give a gene of this control mean, (genes,)."""
         ...
 
     def simulate(
@@ -71,7 +73,6 @@ class Gaussian:
 
     link: Literal["softplus", "identity"] = "softplus"
     observes: ClassVar[Literal["expression", "counts"]] = "expression"
-    widest: ClassVar[float] = float("inf")
 
     def __post_init__(self) -> None:
         if self.link not in ("softplus", "identity"):
@@ -93,6 +94,10 @@ class Gaussian:
     def slope(self, eta: Tensor, level: Tensor) -> Tensor:
         return torch.sigmoid(_steepness(level) * eta) if self.link == "softplus" else torch.ones_like(eta)
 
+    def widest(self, level: Tensor) -> Tensor:
+        # between a cell without and a cell with the only count of a rare gene lies noise, not a program
+        return torch.full_like(level, float("inf")) if self.link == "identity" else 2 * level
+
     def simulate(
         self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor, generator: torch.Generator
     ) -> Tensor:
@@ -110,7 +115,7 @@ class Gaussian:
 
 def _steepness(level: Tensor) -> Tensor:
     """b_g of the softplus link, (genes,)."""
-    return (0.5 / level.clamp_min(1e-3)).clamp_min(1.0)
+    return (0.5 / level.clamp_min(1e-4)).clamp_min(1.0)
 
 
 def _over_normal(f: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +138,6 @@ class NegativeBinomial:
     """
 
     observes: ClassVar[Literal["expression", "counts"]] = "counts"
-    widest: ClassVar[float] = 1.0
 
     def sample(self, plates: Plates, start: Tensor) -> Tensor:
         with plates.genes:
@@ -148,6 +152,9 @@ class NegativeBinomial:
 
     def slope(self, eta: Tensor, level: Tensor) -> Tensor:
         return torch.sigmoid(eta)
+
+    def widest(self, level: Tensor) -> Tensor:
+        return torch.ones_like(level)
 
     def simulate(
         self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor, generator: torch.Generator

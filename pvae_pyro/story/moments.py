@@ -38,14 +38,18 @@ def _sum_over_counts(theta: np.ndarray, mean: np.ndarray, unit: float) -> np.nda
     ratio = mean / (mean + theta)
     p = np.exp(theta * (np.log(theta) - np.log(mean + theta)))
     moments, mass = np.zeros((2, *p.shape)), p.copy()
+    first = 0  # means rise along the grid, so that columns are finished from the left
     for y in range(1, 4000):
-        p = p * (y - 1 + theta) / y * ratio
+        p = p * ((y - 1 + theta) / y) * ratio[:, first:]
         value = np.log1p(unit * y)
-        moments[0] += value * p
-        moments[1] += value * value * p
-        mass += p
-        if y > 2 * _SWITCH and (1 - mass).max() < 1e-7:
-            break
+        moments[0, :, first:] += value * p
+        moments[1, :, first:] += value * value * p
+        mass[:, first:] += p
+        if y % 8 == 0:
+            done = int(np.argmin(np.append((1 - mass[:, first:]).max(axis=0) < 1e-8, False)))
+            first, p = first + done, p[:, done:]
+            if first == mass.shape[1]:
+                break
     return moments
 
 
