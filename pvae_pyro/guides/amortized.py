@@ -32,7 +32,9 @@ class Amortized:
 
     def __post_init__(self) -> None:
         if not self.initial_scale > 0:
-            raise InputError(f"initial_scale must be greater than 0, but {self.initial_scale} was given; try 0.1.")
+            raise InputError(
+                f"initial_scale must be greater than 0, but {self.initial_scale} was given; try 0.1."
+            )
 
     def build(self, story: Story) -> AmortizedGuide:
         return AmortizedGuide(self, story)
@@ -45,7 +47,8 @@ class AmortizedGuide(nn.Module):
     sites are read off the story's prior, so that any prior part is served.
     Combinations: the total shift m_d is what cells determine, so eta_d = m_d - compose(w) with a normal m_d: given
     w, the interaction follows, and composition is not starved of its signal (design 3.7).
-    Cells: q(z_b | x) = Normal(G_b (x - x_batch) + correction(x), s_b), without u.
+    Cells: q(z_b | x) = Normal(G_b P (x - x_batch) + correction(P x), s_b), without u; the projection P takes out the
+    directions in which perturbations move cells (`blind`, from the warm start), so that z_b cannot see a shift along them.
     q(z_r | x, u, globals) = Normal(E[z_r | z_b, u] + G_r (x - E[x | z_b, E z_r]) + correction(x), s_r): centred on the
     prior mean under the *drawn* effects, so the gains cannot carry a condition's mean unless the effects do not.
     """
@@ -62,25 +65,31 @@ class AmortizedGuide(nn.Module):
         for name, site in trace.nodes.items():
             if site["type"] != "sample" or site_is_subsample(site):
                 continue
+            prior: Any = site["fn"]
             self.frames[name] = site["cond_indep_stack"]
-            if isinstance(site["fn"], dist.Bernoulli):
-                self.logits[name] = nn.Parameter(site["fn"].logits.detach().clone())
+            if isinstance(prior, dist.Bernoulli):
+                self.logits[name] = nn.Parameter(prior.logits.detach().clone())
             else:
-                self.supports[name] = biject_to(site["fn"].support)
-                centre = site["fn"].mean.detach().clone()
+                self.supports[name] = biject_to(prior.support)
+                centre = prior.mean.detach().clone()
                 self.loc[name] = nn.Parameter(self.supports[name].inv(centre))
                 self.log_scale[name] = nn.Parameter(torch.full_like(centre, config.initial_scale).log())
         n_combinations, n_genes, k = len(story.combinations), len(story.spread), story.n_latents
         if n_combinations:
             self.combination_loc = nn.Parameter(torch.zeros(n_combinations, k))
-            self.combination_log_scale = nn.Parameter(torch.full((n_combinations, k), config.initial_scale).log())
+            self.combination_log_scale = nn.Parameter(
+                torch.full((n_combinations, k), config.initial_scale).log()
+            )
             self.residual_loc = nn.Parameter(torch.zeros(n_combinations, n_genes))
             self.residual_log_scale = nn.Parameter(story.spread.log().expand(n_combinations, -1) - 3.0)
             self.surprise_loc = nn.Parameter(torch.zeros(n_combinations))
             self.surprise_log_scale = nn.Parameter(torch.full((n_combinations,), 0.2).log())
         n_b, hidden = story.model.background, story.model.hidden
-        self.register_buffer("centre", torch.zeros(story.decoder.intercept.shape))  # x of control cells, per batch
+        self.register_buffer(
+            "centre", torch.zeros(story.decoder.intercept.shape)
+        )  # x of control cells, per batch
         self.register_buffer("gene_sd", torch.ones(n_genes))
+        self.register_buffer("blind", torch.zeros(k, n_genes))  # orthonormal in units of gene_sd
         self.gain_background = nn.Parameter(torch.randn(n_genes, n_b) * 0.01)
         self.gain_responsive = nn.Parameter(torch.randn(n_genes, k) * 0.01)
         self.log_scale_background = nn.Parameter(torch.full((n_b,), 0.5).log())
@@ -90,6 +99,7 @@ class AmortizedGuide(nn.Module):
 
     centre: Tensor
     gene_sd: Tensor
+    blind: Tensor
 
     @property
     def story(self) -> Story:
@@ -135,8 +145,12 @@ class AmortizedGuide(nn.Module):
                 shared = story.shared()
             additive = story.compose(shared, story.design[story.combinations])
             with pyro.plate("combinations", len(story.combinations), dim=-1):
-                values["surprise"] = pyro.sample("surprise", dist.LogNormal(self.surprise_loc, self.surprise_log_scale.exp()))
-                eta = dist.Normal(self.combination_loc - additive, self.combination_log_scale.exp()).to_event(1)
+                values["surprise"] = pyro.sample(
+                    "surprise", dist.LogNormal(self.surprise_loc, self.surprise_log_scale.exp())
+                )
+                eta = dist.Normal(self.combination_loc - additive, self.combination_log_scale.exp()).to_event(
+                    1
+                )
                 values["interaction"] = pyro.sample("interaction", eta)
                 r = dist.Normal(self.residual_loc, self.residual_log_scale.exp()).to_event(1)
                 values["residual"] = pyro.sample("residual", r)
@@ -149,9 +163,10 @@ class AmortizedGuide(nn.Module):
 
     def background(self, cells: Cells) -> tuple[Tensor, Tensor]:
         """Location and scale of q(z_b | x), each (cells, background)."""
-        x = cells.expression - self.centre[cells.batch]
-        shift, widen = self.correct_background(x / self.gene_sd).chunk(2, -1)
-        return x @ self.gain_background + shift, (self.log_scale_background + widen.clamp(-3, 1)).exp()
+        x = (cells.expression - self.centre[cells.batch]) / self.gene_sd
+        x = x - (x @ self.blind.T) @ self.blind
+        shift, widen = self.correct_background(x).chunk(2, -1)
+        return (x * self.gene_sd) @ self.gain_background + shift, (self.log_scale_background + widen.clamp(-3, 1)).exp()
 
     def responsive(self, cells: Cells, z_b: Tensor, g: Globals) -> tuple[Tensor, Tensor, Tensor]:
         """Prior mean of z_r, location and scale of q(z_r | x, u), each (cells, latents)."""
@@ -162,7 +177,10 @@ class AmortizedGuide(nn.Module):
         x = cells.expression - self.centre[cells.batch]
         surprise = x - (likelihood.mean(eta, story.level) - likelihood.mean(base, story.level))
         loc = prior + surprise @ self.gain_responsive + self.correct_responsive(x / self.gene_sd)
-        scale = (self.log_scale_responsive + 0.5 * story.noise_variance(g.log_variance, story.design)[cells.condition].log()).exp()
+        scale = (
+            self.log_scale_responsive
+            + 0.5 * story.noise_variance(g.log_variance, story.design)[cells.condition].log()
+        ).exp()
         return prior, loc, scale
 
     def forward(self, cells: Cells, index: Tensor | None = None) -> None:
@@ -176,11 +194,13 @@ class AmortizedGuide(nn.Module):
             pyro.sample("z_r", dist.Normal(loc, scale).to_event(1))
 
 
-@torch.distributions.register_kl(dist.Independent, StructuralNormal)
+@torch.distributions.register_kl(dist.Independent, StructuralNormal)  # type: ignore[untyped-decorator]
 def _kl_structural(q: Any, p: StructuralNormal) -> Tensor:
     """KL of a factorised normal from z = L z + mean + eps: closed form, since the density of p needs no determinant."""
     loc, variance = q.base_dist.loc, q.base_dist.scale.square()
     gap = loc - loc @ p.graph.T - p.mean_noise
     identity = torch.eye(p.graph.shape[0], dtype=loc.dtype, device=loc.device)
     spread = variance @ (identity - p.graph).square().T
-    return (p.scale.log() - 0.5 * variance.log() + 0.5 * (gap.square() + spread) / p.scale.square() - 0.5).sum(-1)
+    return (
+        p.scale.log() - 0.5 * variance.log() + 0.5 * (gap.square() + spread) / p.scale.square() - 0.5
+    ).sum(-1)

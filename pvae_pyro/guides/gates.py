@@ -41,13 +41,16 @@ class GateBernoulli(dist.Bernoulli):  # type: ignore[misc]
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         logits = self.logits.expand(shape)
-        return _ReinMax.apply(logits, torch.rand(shape, dtype=logits.dtype, device=logits.device))
+        return _ReinMax.apply(  # type: ignore[no-untyped-call]
+            logits, torch.rand(shape, dtype=logits.dtype, device=logits.device))
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():
             return self.rsample(sample_shape)
 
 
-@register_kl(GateBernoulli, dist.Bernoulli)
+@register_kl(GateBernoulli, dist.Bernoulli)  # type: ignore[untyped-decorator]
 def _kl_gate(q: GateBernoulli, p: dist.Bernoulli) -> Tensor:
-    return kl_divergence(torch.distributions.Bernoulli(logits=q.logits), torch.distributions.Bernoulli(logits=p.logits))
+    return kl_divergence(
+        torch.distributions.Bernoulli(logits=q.logits), torch.distributions.Bernoulli(logits=p.logits)
+    )

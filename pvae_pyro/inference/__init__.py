@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "Fit", "FitSettings", "NotFinite", "fit"]
 
-_WHERE = {"Finding": "diagnosis", "Fit": "fitting", "fit": "fitting", "FitSettings": "svi", "NotFinite": "svi"}
+_WHERE = {
+    "Finding": "diagnosis",
+    "Fit": "fitting",
+    "fit": "fitting",
+    "FitSettings": "svi",
+    "NotFinite": "svi",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,11 @@ class CellStore:
         """The cells at these rows, dense."""
         rows = torch.as_tensor(index, device=self.device)
         x = torch.from_numpy(self.screen.expression[self.rows[index]].toarray()).to(self.device)
-        observed = x if self.observed is None else torch.from_numpy(self.observed[self.rows[index]].toarray()).to(self.device)
+        observed = (
+            x
+            if self.observed is None
+            else torch.from_numpy(self.observed[self.rows[index]].toarray()).to(self.device)
+        )
         return Cells(x, observed, self.condition[rows], self.batch[rows], self.library[rows])
 
     def epoch(self, batch_size: int, generator: np.random.Generator) -> Iterator[Index]:
@@ -52,7 +56,10 @@ class BalancedSampler:
         self.control = members[control]
         self.perturbed = [m for i, m in enumerate(members) if i != control and len(m) >= 2]
         self.n_cells = min([cells, *(len(m) for m in self.perturbed)])
-        self.n_conditions, self.n_controls = min(conditions, len(self.perturbed)), min(controls, len(self.control))
+        self.n_conditions, self.n_controls = (
+            min(conditions, len(self.perturbed)),
+            min(controls, len(self.control)),
+        )
 
     def draw(self, generator: np.random.Generator) -> tuple[Index, Index] | None:
         """Rows (conditions, cells) of perturbed cells and rows of controls; None if no condition has two cells."""

@@ -33,9 +33,14 @@ def resume_from(folder: Path, trainer: Trainer) -> bool:
     """Put the trainer into the state of the checkpoint in `folder`, if there is one; True if there was."""
     if not (folder / "checkpoint.json").exists():
         return False
-    data, tensors = storage.load_json(folder / "checkpoint.json"), storage.load_tensors(folder / "state.safetensors")
+    data, tensors = (
+        storage.load_json(folder / "checkpoint.json"),
+        storage.load_tensors(folder / "state.safetensors"),
+    )
     for prefix, module in (("story.", trainer.story), ("guide.", trainer.guide)):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
     storage.restore_optimiser(trainer.optimiser, tensors)
     torch.set_rng_state(tensors["torch_generator"].to(torch.uint8))
     trainer.generator.bit_generator.state = json.loads(data["generator"])

@@ -35,13 +35,17 @@ class CellVariation:
     def unwhiten(self, whitened: Array) -> Array:
         """Inverse of `whiten`."""
         along = whitened @ self.directions
-        z = (whitened - along @ self.directions.T) * np.sqrt(self.rest) + (along * np.sqrt(self.values)) @ self.directions.T
+        z = (whitened - along @ self.directions.T) * np.sqrt(self.rest) + (
+            along * np.sqrt(self.values)
+        ) @ self.directions.T
         return z * self.sd
 
     def _root(self, z: Array) -> Array:
         """Rows times the inverse square root of the within-condition correlation."""
         along = z @ self.directions
-        return (z - along @ self.directions.T) / np.sqrt(self.rest) + (along / np.sqrt(self.values)) @ self.directions.T
+        return (z - along @ self.directions.T) / np.sqrt(self.rest) + (
+            along / np.sqrt(self.values)
+        ) @ self.directions.T
 
     @property
     def common(self) -> Array:
@@ -79,7 +83,9 @@ def cell_variation(
     share = np.asarray(of_batch.mean(axis=0)).ravel()
     centred = of_batch[:, 1:] if n_batches > 1 else of_batch[:, :0]
     design = sp.hstack([of_condition, centred]).tocsr()
-    gram = (design.T @ design).toarray() + 1e-8 * np.eye(design.shape[1])  # the ridge only breaks exact confounding
+    gram = (design.T @ design).toarray() + 1e-8 * np.eye(
+        design.shape[1]
+    )  # the ridge only breaks exact confounding
     coefficients = np.linalg.solve(gram, np.asarray((design.T @ x).todense()))
     effects = np.vstack([np.zeros(n_genes), coefficients[n_conditions:]])
     average = share @ effects
@@ -103,7 +109,9 @@ def cell_variation(
     def backward(v: Array) -> Array:
         return np.asarray(scaled.T @ v - fitted.T @ (design.T @ v))
 
-    operator = LinearOperator((n, n_genes), matvec=forward, rmatvec=backward, matmat=forward, dtype=np.float64)
+    operator = LinearOperator(
+        (n, n_genes), matvec=forward, rmatvec=backward, matmat=forward, dtype=np.float64
+    )
     start = np.ones(min(n, n_genes)) / np.sqrt(min(n, n_genes))  # fixed, so that a fit repeats bit for bit
     _, singular, right = svds(operator, k=k, v0=start)
     order = np.argsort(singular)[::-1]

@@ -44,12 +44,16 @@ def _own_conditions(fit: Fit) -> Finding:
     unexplained = unexplained_shift(fit)
     level = _level(unexplained, 0.15, 0.35)
     text = f"{100 * unexplained:.0f} % of the squared shift of its own training conditions is missing from its predictions."
-    advice = "The effects were not learnt: predictions of anything else are worse still; use warm_start = true." if level != "fine" else ""
+    advice = (
+        "The effects were not learnt: predictions of anything else are worse still; use warm_start = true."
+        if level != "fine"
+        else ""
+    )
     return Finding("predicts what it was trained on", level, text, advice)
 
 
 def unexplained_shift(fit: Fit) -> float:
-    """Share of the (noise-corrected) squared shift of trained conditions that the predictive mean misses; weak shifts weigh little."""
+    """Share of the noise-corrected squared shift of trained conditions that the predictive mean misses."""
     names = [c for c in fit.training.conditions if c != CONTROL]
     posterior = fit.predict(names, draws=20, seed=0)
     mean = posterior.draws("latent_mean").mean(0)[:, fit.active]
@@ -57,7 +61,9 @@ def unexplained_shift(fit: Fit) -> float:
     rows, control = [s.index(c) for c in names], s.index(CONTROL)
     noise = s.variance[rows] / s.n_cells[rows, None] + s.variance[control] / s.n_cells[control]
     truth = s.mean[rows] - s.mean[control]
-    error = ((s.mean[rows][:, fit.active] - mean) ** 2 - (s.variance[rows] / s.n_cells[rows, None])[:, fit.active]).sum()
+    error = (
+        (s.mean[rows][:, fit.active] - mean) ** 2 - (s.variance[rows] / s.n_cells[rows, None])[:, fit.active]
+    ).sum()
     size = (truth**2 - noise)[:, fit.active].sum()
     return float(np.clip(error / size, 0, 9.99)) if size > 0 else 0.0
 
@@ -68,7 +74,9 @@ def _leakage(fit: Fit) -> list[Finding]:
         "background leakage",
         _level(background, 0.02, 0.1),
         f"conditions differ in the background latents by {100 * background:.1f} % of the variance between cells.",
-        "" if background < 0.02 else "Part of the perturbation hides in z_b and is lost in predictions: raise the alignment weight.",
+        ""
+        if background < 0.02
+        else "Part of the perturbation hides in z_b and is lost in predictions: raise the alignment weight.",
     )
     second = Finding(
         "responsive leakage",
@@ -82,16 +90,27 @@ def _leakage(fit: Fit) -> list[Finding]:
 def _convergence(fit: Fit) -> Finding:
     held_out = np.array(fit.history["held_out_loss"])
     if len(held_out) < 4:
-        return Finding("convergence", "look", f"{len(held_out) - 1} epochs were run: this is the closed-form start, hardly trained.",
+        return Finding("convergence", "look", f"{len(held_out) - 1} epochs were run: hardly more than the closed-form start.",
                        "Its predictions are usable; raise epochs for a posterior that has seen the likelihood.")  # fmt: skip
     if np.isnan(held_out).any():
-        return Finding("convergence", "look", "no cells were held out, so overfitting cannot be seen.", "Set validation to 0.02.")
+        return Finding(
+            "convergence",
+            "look",
+            "no cells were held out, so overfitting cannot be seen.",
+            "Set validation to 0.02.",
+        )
     fall = held_out[0] - held_out.min()
     last = abs(held_out[-1] - held_out[-3]) / max(fall, 0.01 * abs(held_out[0]), 1e-9)
     rise = (held_out[-1] - held_out.min()) / max(fall, 0.01 * abs(held_out[0]), 1e-9)
     if rise > 0.2:
-        return Finding("convergence", "look", "the held-out loss rose again after its minimum.", "Fewer epochs or a lower learning rate.")
-    return Finding("convergence", _level(last, 0.1, 1.0), "the held-out loss has levelled off." if last < 0.1 else "the held-out loss still moves.",
+        return Finding(
+            "convergence",
+            "look",
+            "the held-out loss rose again after its minimum.",
+            "Fewer epochs or a lower learning rate.",
+        )
+    return Finding("convergence", _level(last, 0.1, 1.0),
+                   "the held-out loss has levelled off." if last < 0.1 else "the held-out loss still moves.",
                    "" if last < 0.1 else "Train for more epochs.")  # fmt: skip
 
 
@@ -102,14 +121,19 @@ def _gates(fit: Fit) -> list[Finding]:
     inclusion = float(torch.sigmoid(fit.state[key]).mean())
     level: Level = "look" if not 0.02 < inclusion < 0.98 else "fine"
     return [Finding("gates", level, f"{100 * inclusion:.0f} % of the gates are open on average.",
-                    "" if level == "fine" else "Gates collapsed or saturated: the spike-and-slab says little here; compare with normal effects.")]  # fmt: skip
+                    "" if level == "fine" else "Gates collapsed or saturated: compare with normal effects.")]  # fmt: skip
 
 
 def _combinations(fit: Fit) -> Finding:
     n = int(((fit.design != 0).sum(1) >= 2).sum())
     if n == 0:
         return Finding(
-            "combinations", "look", "no combination was trained: how effects combine, and how wide intervals of pairs are, rests on an informed prior.",
+            "combinations", "look",
+            "no combination was trained: how effects combine, and how wide intervals of pairs are, rests on an informed prior.",
             "Hold some measured combinations out and look at their coverage before relying on these intervals.",
         )  # fmt: skip
-    return Finding("combinations", "fine" if n >= 10 else "look", f"{n} combinations were trained and inform composition and interaction width.")
+    return Finding(
+        "combinations",
+        "fine" if n >= 10 else "look",
+        f"{n} combinations were trained and inform composition and interaction width.",
+    )

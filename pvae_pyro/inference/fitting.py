@@ -22,9 +22,9 @@ from ..splits import validation_slice
 from ..story import PARTS, PerturbedVAE, Story
 from . import storage
 from .cells import CellStore
+from .starting import apply_start
 from .svi import FitSettings, Trainer
 from .versions import versions
-from .starting import apply_start
 from .warm_start import closed_form
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Fit:
     """Result of `fit`; immutable, self-contained (no file of the screen is needed again).
 
     state and start_state: parameters after and before training. genes (G,) of the output, active (G,) those with a count in
-    training cells; controls: location and scale of q(z_b | x) of the control cells; library (cells,) of the training cells, batch_counts
-    (conditions, batches); training: condition summaries; known_targets: targets that may be asked for.
+    training cells; controls: location and scale of q(z_b | x) of the control cells; library (cells,) of the training
+    cells, batch_counts (conditions, batches); training: condition summaries; known_targets: targets that may be asked for.
     """
 
     model: PerturbedVAE
@@ -70,7 +70,11 @@ class Fit:
     date: str
 
     def predict(
-        self, conditions: str | Sequence[str], draws: int = 200, n_cells: int | Mapping[str, int] | None = None, seed: int = 0
+        self,
+        conditions: str | Sequence[str],
+        draws: int = 200,
+        n_cells: int | Mapping[str, int] | None = None,
+        seed: int = 0,
     ) -> Posterior:
         """Posterior predictions of conditions, in the order asked; order of targets inside a name never matters.
 
@@ -80,7 +84,9 @@ class Fit:
         """
         from ..prediction import predict
 
-        return predict(self, [conditions] if isinstance(conditions, str) else list(conditions), draws, n_cells, seed)
+        return predict(
+            self, [conditions] if isinstance(conditions, str) else list(conditions), draws, n_cells, seed
+        )
 
     def diagnose(self) -> tuple[Finding, ...]:
         """Findings in words: whether the perturbation leaked, gates collapsed, training converged."""
@@ -97,7 +103,14 @@ class Fit:
         """Story and guide with the fitted parameters, in evaluation mode on the CPU."""
         rank = self.state["story.effect_scale"].shape[0]
         with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten below
-            story = Story(self.model, torch.as_tensor(self.design), self.n_cells, len(self.batches), int(self.active.sum()), rank)
+            story = Story(
+                self.model,
+                torch.as_tensor(self.design),
+                self.n_cells,
+                len(self.batches),
+                int(self.active.sum()),
+                rank,
+            )
             guide = self.guide.build(story)
         story.load_state_dict(_part(self.state, "story."))
         guide.load_state_dict(_part(self.state, "guide."))
@@ -109,9 +122,20 @@ class Fit:
 
         _, guide = self.modules()
         loc, scale = self.controls.chunk(2, -1)
-        drawn = draw_globals(guide, (loc[:1], scale[:1]), torch.as_tensor(self.batch_counts.sum(0), dtype=loc.dtype), 0, draws, seed)
+        drawn = draw_globals(
+            guide,
+            (loc[:1], scale[:1]),
+            torch.as_tensor(self.batch_counts.sum(0), dtype=loc.dtype),
+            0,
+            draws,
+            seed,
+        )
         w = torch.stack([d.shared["effects"] for d in drawn]).numpy()
-        inclusion = torch.sigmoid(guide.logits["gates"]).detach().numpy() if "gates" in guide.logits else np.ones(w.shape[1:])
+        inclusion = (
+            torch.sigmoid(guide.logits["gates"]).detach().numpy()
+            if "gates" in guide.logits
+            else np.ones(w.shape[1:])
+        )
         index = pd.MultiIndex.from_product([self.targets, range(w.shape[2])], names=["target", "latent"])
         values = {"mean": w.mean(0).ravel(), "sd": w.std(0).ravel(), "inclusion": inclusion.ravel()}
         return pd.DataFrame(values, index=index).reset_index()
@@ -128,7 +152,19 @@ class Fit:
         }  # fmt: skip
         storage.save_arrays(path / "screen.npz", arrays)
         storage.save_arrays(path / "training.npz", self.training.arrays())
-        plain = ("seed", "history", "targets", "known_targets", "conditions", "batches", "n_cells", "scale", "notices", "versions", "date")
+        plain = (
+            "seed",
+            "history",
+            "targets",
+            "known_targets",
+            "conditions",
+            "batches",
+            "n_cells",
+            "scale",
+            "notices",
+            "versions",
+            "date",
+        )
         data: dict[str, Any] = {name: getattr(self, name) for name in plain}
         data |= {name: storage.part_to_dict(getattr(self, name)) for name in ("model", "guide", "settings")}
         storage.save_json(path / "fit.json", data)
@@ -145,7 +181,9 @@ class Fit:
             data[name] = storage.part_from_dict(data[name], known)
         for name in ("targets", "known_targets", "conditions", "batches", "notices"):
             data[name] = tuple(data[name])
-        data["history"] = {k: [float("nan") if x is None else x for x in v] for k, v in data["history"].items()}
+        data["history"] = {
+            k: [float("nan") if x is None else x for x in v] for k, v in data["history"].items()
+        }
         arrays: dict[str, Any] = storage.load_arrays(path / "screen.npz")
         for name in ("controls", "start_controls"):
             arrays[name] = torch.from_numpy(arrays[name])
@@ -177,7 +215,11 @@ def fit(
     where = choose_device(device)
     used = np.asarray(abs(screen.expression).sum(axis=0)).ravel() > 0
     if not used.all():
-        log.warning("%d of %d genes are zero in every training cell: predicted as zero.", int((~used).sum()), len(used))
+        log.warning(
+            "%d of %d genes are zero in every training cell: predicted as zero.",
+            int((~used).sum()),
+            len(used),
+        )
     inner = screen if used.all() else screen.select_genes([str(g) for g in screen.genes[used]])
     rows, held_out = validation_slice(inner, settings.validation, seed)
     with torch.random.fork_rng(devices=[]):
@@ -187,14 +229,18 @@ def fit(
         observes = model.likelihood.observes
         store, other = CellStore(inner, rows, observes, where), CellStore(inner, held_out, observes, where)
         trainer = Trainer(story, amortized, store, other, settings, seed)
-        controls = CellStore(inner, np.flatnonzero(inner.condition == inner.conditions.index(CONTROL)), observes, where)
+        controls = CellStore(
+            inner, np.flatnonzero(inner.condition == inner.conditions.index(CONTROL)), observes, where
+        )
         start_controls = _background(amortized, controls)
         from .checkpoints import resume_from, save_checkpoint
 
         if checkpoint is not None:
             resume_from(Path(checkpoint), trainer)
         if settings.epochs:
-            trainer.run((lambda t: save_checkpoint(Path(checkpoint), t)) if checkpoint is not None else None, progress)
+            trainer.run(
+                (lambda t: save_checkpoint(Path(checkpoint), t)) if checkpoint is not None else None, progress
+            )
         else:
             trainer.record(float("nan"), float("nan"))
         final_controls = _background(amortized, controls)
@@ -215,7 +261,9 @@ def choose_device(device: str) -> torch.device:
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device must be auto, cpu or cuda, but {device!r} was given.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, but PyTorch finds no CUDA device here; use --device cpu or auto.")
+        raise InputError(
+            "device cuda was asked for, but PyTorch finds no CUDA device here; use --device cpu or auto."
+        )
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -223,9 +271,13 @@ def _check(model: PerturbedVAE, screen: Screen, seed: int) -> None:
     if seed < 0:
         raise InputError(f"seed must not be negative, but {seed} was given.")
     if CONTROL not in screen.conditions or len(screen.conditions) < 2:
-        raise InputError("the training screen needs control cells and at least one perturbed condition; check the split.")
+        raise InputError(
+            "the training screen needs control cells and at least one perturbed condition; check the split."
+        )
     if model.likelihood.observes == "counts" and screen.counts is None:
-        raise InputError("the negative-binomial likelihood needs raw counts, but the input is normalised; use --layer or gaussian.")
+        raise InputError(
+            "the negative-binomial likelihood needs raw counts, but the input is normalised; use --layer or gaussian."
+        )
 
 
 def _build(
@@ -252,7 +304,9 @@ def _background(guide: AmortizedGuide, store: CellStore) -> Tensor:
 
 
 def _state(story: Story, guide: AmortizedGuide) -> State:
-    tensors = {f"story.{k}": v for k, v in story.state_dict().items()} | {f"guide.{k}": v for k, v in guide.state_dict().items()}
+    tensors = {f"story.{k}": v for k, v in story.state_dict().items()} | {
+        f"guide.{k}": v for k, v in guide.state_dict().items()
+    }
     return {name: t.detach().cpu().clone() for name, t in tensors.items()}
 
 

@@ -45,7 +45,9 @@ def measure_leakage(guide: AmortizedGuide, store: CellStore, rows: np.ndarray) -
     if "gates" in guide.logits:
         p = torch.sigmoid(guide.logits["gates"]).clamp(1e-6, 1 - 1e-6)
         entropy = float(-(p * p.log() + (1 - p) * (1 - p).log()).mean())
-    active = float(((g.effects.std(0) * story.unit) > 0.1).sum()) if len(g.effects) > 1 else float(story.n_latents)
+    active = (
+        float(((g.effects.std(0) * story.unit) > 0.1).sum()) if len(g.effects) > 1 else float(story.n_latents)
+    )
     return {
         "leakage_background": float(background),
         "leakage_responsive": responsive_share,
@@ -70,7 +72,9 @@ def central_values(guide: AmortizedGuide) -> dict[str, Tensor]:
 def _shifts(z: Tensor, condition: Tensor, control: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Shift of each condition's mean from control, its sampling variance, and the variance inside conditions."""
     count = torch.zeros(n, device=z.device).index_add_(0, condition, torch.ones(len(z), device=z.device))
-    mean = torch.zeros(n, z.shape[1], device=z.device).index_add_(0, condition, z) / count.clamp_min(1).unsqueeze(1)
+    mean = torch.zeros(n, z.shape[1], device=z.device).index_add_(0, condition, z) / count.clamp_min(
+        1
+    ).unsqueeze(1)
     within = (z - mean[condition]).square().sum(0) / max(len(z) - int((count > 0).sum()), 1)
     others = torch.nonzero((count > 0) & (torch.arange(n, device=z.device) != control)).flatten()
     noise = within * (1 / count[others] + 1 / count[control].clamp_min(1)).unsqueeze(1)

@@ -33,9 +33,13 @@ def spike_slab_fit(scores: Array, variance: Array, iterations: int = 100) -> tup
     rate, slab = np.full(k, 0.5), np.maximum((scores**2 - v).mean(axis=0) / 0.5, 1e-6)
     member = np.full((n, k), 0.5)
     for _ in range(iterations):
-        log_odds = np.log(rate / (1 - rate)) - 0.5 * np.log1p(slab / v) + 0.5 * scores**2 * (1 / v - 1 / (slab + v))
+        log_odds = (
+            np.log(rate / (1 - rate)) - 0.5 * np.log1p(slab / v) + 0.5 * scores**2 * (1 / v - 1 / (slab + v))
+        )
         member = 1 / (1 + np.exp(-np.clip(log_odds, -30, 30)))
         rate = np.clip(member.mean(axis=0), 0.05, 0.95)
         mean, spread = scores * slab / (slab + v), slab * v / (slab + v)
-        slab = np.maximum((member * (mean**2 + spread)).sum(axis=0) / np.maximum(member.sum(axis=0), 1e-9), 1e-8)
+        slab = np.maximum(
+            (member * (mean**2 + spread)).sum(axis=0) / np.maximum(member.sum(axis=0), 1e-9), 1e-8
+        )
     return member, rate

@@ -57,6 +57,8 @@ def _posterior_maps(start: Start, guide: AmortizedGuide, put) -> None:  # type: 
     inverse = np.linalg.inv(within + np.eye(len(w_r)))
     put(guide.gain_responsive, (precision[:, None] * w_r.T) @ inverse)
     put(guide.log_scale_responsive, 0.5 * np.log(1 / np.diag(within + np.eye(len(w_r)))))
+    blind, _ = np.linalg.qr((w_r / sd).T)
+    put(guide.blind, blind.T)
     # z_b must not move with a shift along the responsive loadings, however large: a flat prior on z_r does that
     p_wr = precision[:, None] * w_r.T
     project = np.linalg.pinv(within)
@@ -76,7 +78,9 @@ def _effects(start: Start, story: Story, guide: AmortizedGuide, screen: Screen, 
     weight = np.where(combined, 1 / (sampling + 0.25 * np.mean(start.scale**2)), 1 / sampling)
     rows = design * factor[:, None]
     single = (design != 0).sum(axis=1) == 1
-    weight[single & (np.abs(design).sum(axis=1) > 0)] *= 1e3  # where a single was measured it speaks for itself
+    weight[single & (np.abs(design).sum(axis=1) > 0)] *= (
+        1e3  # where a single was measured it speaks for itself
+    )
     weight[~combined & ~single] = 0
     gram = (rows * weight[:, None]).T @ rows + 1e-6 * np.eye(design.shape[1]) * weight.max(initial=1.0)
     w = np.linalg.solve(gram, (rows * weight[:, None]).T @ start.scores)
@@ -99,11 +103,16 @@ def _effects(start: Start, story: Story, guide: AmortizedGuide, screen: Screen, 
             put(guide.loc[name], math.log(value))
     for name in ("composition_scale", "capacity", "kappa"):
         if name in guide.loc:
-            spread = {"composition_scale": "scale_spread", "capacity": "capacity_spread", "kappa": "width_spread"}[name]
+            spread = {
+                "composition_scale": "scale_spread",
+                "capacity": "capacity_spread",
+                "kappa": "width_spread",
+            }[name]
             part = story.model.interaction if name == "kappa" else story.model.composition
             prior = getattr(part, spread)
             # without combinations in training the posterior is the prior; with them it starts narrower
-            put(guide.log_scale[name], math.log(prior if not combined.any() else max(prior / 3, 1e-3)))
+            narrower = max(prior / 3, min(prior, 1e-3)) if combined.any() else prior
+            put(guide.log_scale[name], math.log(max(narrower, 1e-6)))
             if name == "kappa":
                 put(guide.loc[name], math.log(max(story.model.interaction.width, 1e-6)))
     if combined.any():
@@ -112,7 +121,8 @@ def _effects(start: Start, story: Story, guide: AmortizedGuide, screen: Screen, 
         mean = (factor[:, None] * (design @ w))[combined]
         h2 = (story.model.interaction.floor * story.effect_scale.numpy()) ** 2 + design[combined] ** 2 @ w**2
         ratio = ((start.scores[combined] - mean) ** 2 / h2).mean(axis=0)
-        put(guide.loc["kappa"], 0.5 * np.log(np.maximum(0.5 * ratio + 0.5 * ratio.mean(), 1e-6)))
+        if story.model.interaction.width_spread > 0:
+            put(guide.loc["kappa"], 0.5 * np.log(np.maximum(0.5 * ratio + 0.5 * ratio.mean(), 1e-6)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +159,7 @@ def _single_scores(scores: Array, design: Array) -> Array:
 def _composition_start(kind: object, design: Array, start: Start) -> _Composition:
     """Prior centres, or with combinations in training the least-squares fit to their shifts."""
     values: dict[str, float] = {}
-    if isinstance(kind, (Additive, Saturating)) and kind.scale_spread > 0:
-        values["composition_scale"] = kind.scale
-    elif isinstance(kind, (Additive, Saturating)):
+    if isinstance(kind, (Additive, Saturating)) and kind.scale_spread > 0 or isinstance(kind, (Additive, Saturating)):
         values["composition_scale"] = kind.scale
     if isinstance(kind, Saturating):
         values["capacity"] = kind.capacity
@@ -174,4 +182,3 @@ def _composition_start(kind: object, design: Array, start: Start) -> _Compositio
         best = optimize.minimize(loss, centres, method="Nelder-Mead", options={"maxiter": 400})
         values |= dict(zip(free, np.exp(best.x).tolist(), strict=True))
     return _Composition(kind, values, start.unit)
-

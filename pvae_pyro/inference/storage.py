@@ -47,7 +47,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(str(path)))
     except Exception as error:  # safetensors raises its own and OS errors alike
-        raise InputError(f"{path.name} in {path.parent} cannot be read ({error}); the fit has to be run again.") from error
+        raise InputError(
+            f"{path.name} in {path.parent} cannot be read ({error}); the fit has to be run again."
+        ) from error
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -58,10 +60,15 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read named arrays; raises InputError for a missing or damaged file."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:  # numpy leaves a damaged file open
+        with (
+            path.open("rb") as file,
+            np.load(file, allow_pickle=False) as data,
+        ):  # numpy leaves a damaged file open
             return {name: data[name] for name in data.files}
     except Exception as error:  # zip, OS and value errors alike
-        raise InputError(f"{path.name} in {path.parent} cannot be read ({error}); the fit has to be run again.") from error
+        raise InputError(
+            f"{path.name} in {path.parent} cannot be read ({error}); the fit has to be run again."
+        ) from error
 
 
 def save_json(path: Path, data: dict[str, Any]) -> None:
@@ -74,7 +81,9 @@ def load_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path.name} in {path.parent} cannot be read ({error}); is it a pvae_pyro run?") from error
+        raise InputError(
+            f"{path.name} in {path.parent} cannot be read ({error}); is it a pvae_pyro run?"
+        ) from error
 
 
 def _clean(value: Any) -> Any:

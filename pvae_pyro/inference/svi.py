@@ -26,7 +26,16 @@ from .leakage import measure_leakage
 
 log = logging.getLogger("pvae_pyro")
 
-HISTORY = ("epoch", "loss", "held_out_loss", "alignment", "leakage_background", "leakage_responsive", "active_units", "gate_entropy")
+HISTORY = (
+    "epoch",
+    "loss",
+    "held_out_loss",
+    "alignment",
+    "leakage_background",
+    "leakage_responsive",
+    "active_units",
+    "gate_entropy",
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,13 @@ class FitSettings:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(f"{name} must be greater than 0, but {getattr(self, name)} was given.")
         if self.loadings_rate < 0:
-            raise InputError(f"loadings_rate must not be negative, but {self.loadings_rate} was given; 0 keeps the loadings.")
+            raise InputError(
+                f"loadings_rate must not be negative, but {self.loadings_rate} was given; 0 keeps the loadings."
+            )
         if not 0 <= self.validation < 1:
-            raise InputError(f"validation must be at least 0 and below 1, but {self.validation} was given; try 0.02.")
+            raise InputError(
+                f"validation must be at least 0 and below 1, but {self.validation} was given; try 0.02."
+            )
 
 
 class NotFinite(RuntimeError):
@@ -85,7 +98,10 @@ class Trainer:
         self.optimiser = torch.optim.Adam(
             [
                 {"params": groups["globals"], "lr": rate * settings.globals_rate},
-                {"params": groups["networks"] + [p for p in story.parameters() if id(p) not in chosen], "lr": rate},
+                {
+                    "params": groups["networks"] + [p for p in story.parameters() if id(p) not in chosen],
+                    "lr": rate,
+                },
                 {"params": loadings, "lr": rate * settings.loadings_rate},
             ]
         )
@@ -103,7 +119,9 @@ class Trainer:
         cells = (store or self.store).take(rows)
         index = torch.as_tensor(rows if store is None else np.arange(len(rows)), device=self.device)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; NotFinite says it and stops
+            warnings.filterwarnings(
+                "ignore", message="Encountered NaN"
+            )  # Pyro's; NotFinite says it and stops
             return self.elbo(cells, index) / self.story.n_cells
 
     def alignment(self) -> Tensor:
@@ -113,7 +131,10 @@ class Trainer:
         if part.weight == 0 or drawn is None:
             return torch.zeros((), device=self.device)
         perturbed, control = drawn
-        return part.penalty(background_means(self.guide, self.store, perturbed), background_means(self.guide, self.store, control))
+        return part.penalty(
+            background_means(self.guide, self.store, perturbed),
+            background_means(self.guide, self.store, control),
+        )
 
     def step(self, rows: np.ndarray, progress: float) -> tuple[float, float]:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
@@ -121,7 +142,9 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss, penalty = self.loss(rows), self.alignment()
         (loss + self.story.model.alignment.weight * penalty).backward()
-        nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], self.settings.gradient_clip)
+        nn.utils.clip_grad_norm_(
+            [p for g in self.optimiser.param_groups for p in g["params"]], self.settings.gradient_clip
+        )
         self.optimiser.step()
         return float(loss.detach()), float(penalty.detach())
 
@@ -153,7 +176,9 @@ class Trainer:
                 bar.close()
                 self._give_up(after, good)
             self.record(float(np.mean(losses)), float(np.mean(penalties)))
-            bar.set_postfix(loss=f"{self.history['loss'][-1]:.2f}", leak=f"{self.history['leakage_responsive'][-1]:.3f}")
+            bar.set_postfix(
+                loss=f"{self.history['loss'][-1]:.2f}", leak=f"{self.history['leakage_responsive'][-1]:.3f}"
+            )
             bar.update(1)
             if on_epoch is not None:
                 on_epoch(self)
@@ -178,7 +203,11 @@ class Trainer:
         """Append one epoch to the history; epoch 0 is the start."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same noise every epoch, so that the curve shows the parameters
-            held = float("nan") if not len(self.held_out) else float(self.loss(np.arange(len(self.held_out)), self.held_out))
+            held = (
+                float("nan")
+                if not len(self.held_out)
+                else float(self.loss(np.arange(len(self.held_out)), self.held_out))
+            )
             if math.isnan(loss):
                 loss = float(self.loss(self.probe))
                 penalty = float(self.alignment()) if not self.history["epoch"] else penalty

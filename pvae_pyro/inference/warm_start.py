@@ -57,7 +57,9 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     others = [i for i in range(len(screen.conditions)) if i != control]
     n_cells = np.bincount(condition, minlength=len(screen.conditions)).astype(float)
     mean0 = _control_mean(variation, control)
-    shrunk = shrink(variation.whiten(variation.means[others] - mean0), n_cells[others], np.ones(screen.n_genes))
+    shrunk = shrink(
+        variation.whiten(variation.means[others] - mean0), n_cells[others], np.ones(screen.n_genes)
+    )
     rank = model.responsive or int(np.clip(shrunk.rank, 2, 64))
 
     noise, slope0 = _noise(model, screen, rows, variation)
@@ -72,7 +74,9 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     u, s, vt = np.linalg.svd(variation.whiten(eta * slope) * weight, full_matrices=False)
     rank = min(rank, len(s))
     scores, axes = (u[:, :rank] * s[:rank]) / weight, vt[:rank]
-    prior = _matched_prior(shrunk.values, rank, screen.n_genes, len(others), float(np.mean(n_cells[others])), scores)
+    prior = _matched_prior(
+        shrunk.values, rank, screen.n_genes, len(others), float(np.mean(n_cells[others])), scores
+    )
     turn = varimax(scores)
     order = np.argsort(-((scores @ turn) ** 2).sum(axis=0))
     turn = turn[:, order]
@@ -86,7 +90,9 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     background = np.zeros((model.background, screen.n_genes))
     background[: len(outside)] = outside / slope
     if model.likelihood.observes == "expression":
-        explained = np.minimum((outside**2).sum(axis=0), (solve.widest * slope) ** 2) + (responsive**2).sum(axis=0)
+        explained = np.minimum((outside**2).sum(axis=0), (solve.widest * slope) ** 2) + (responsive**2).sum(
+            axis=0
+        )
         noise = np.sqrt(np.maximum(variation.sd**2 - explained, 0.1 * variation.sd**2))
     responsive = responsive / slope
     # where a gene is hardly seen the slope says little: no more spread of the predictor than the likelihood can bear
@@ -97,7 +103,10 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     if model.likelihood.observes == "counts":
         carried = np.minimum(carried, 2.0)
     spread = np.sqrt((background**2).sum(axis=0) + (responsive**2).sum(axis=0))
-    responsive *= np.minimum(np.minimum(1.0, carried / np.maximum(made, 1e-12)), np.maximum(widest, carried) / np.maximum(spread, 1e-12))
+    responsive *= np.minimum(
+        np.minimum(1.0, carried / np.maximum(made, 1e-12)),
+        np.maximum(widest, carried) / np.maximum(spread, 1e-12),
+    )
     batches = variation.batch_effects
     intercept = eta0 + solve.intercepts(mean0, batches) if len(batches) > 1 else eta0
     return Start(
@@ -117,7 +126,9 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     )
 
 
-def _matched_prior(values: Array, rank: int, n_genes: int, n_rows: int, n_cells: float, scores: Array) -> Array:
+def _matched_prior(
+    values: Array, rank: int, n_genes: int, n_rows: int, n_cells: float, scores: Array
+) -> Array:
     """Prior sd (rank,) under which the posterior mean of a typical row shrinks as optimal shrinkage did.
 
     A shrunk value e came from y with e / y = t2 / (t2 + 1/n), so t2 = (e / y) / (1 - e / y) / n. It is lower than
@@ -164,7 +175,15 @@ def _noise(
 class _Inverse:
     """Linear predictor at which the likelihood's mean over cells is a given expression, by inverse interpolation."""
 
-    def __init__(self, model: PerturbedVAE, noise: Array, library: Array, mean0: Array, variation: CellVariation, slope: Array):
+    def __init__(
+        self,
+        model: PerturbedVAE,
+        noise: Array,
+        library: Array,
+        mean0: Array,
+        variation: CellVariation,
+        slope: Array,
+    ):
         self.noise = torch.as_tensor(noise)
         self.likelihood = model.likelihood
         self.moments = model.likelihood.moments(self.noise, torch.as_tensor(library), torch.as_tensor(mean0))

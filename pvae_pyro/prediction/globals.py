@@ -18,17 +18,16 @@ class GlobalDraw:
     """One joint draw, with what predictions need of it already multiplied out.
 
     effects (targets, latents) in the order of the asked-for targets; shared: the story's shared values with these effects;
-    responsive (latents, genes) = (I - L)^{-T} W_r; base and base_variance (genes,) of the predictor over control backgrounds, batches apart;
-    z_covariance (background, background) of control backgrounds, batch_share (batches,); trained shifts and residuals of the
-    training combinations.
+    responsive (latents, genes) = (I - L)^{-T} W_r; programs (background, genes): what independent standard normals do to the
+    predictor of control backgrounds; base and base_variance (genes,) of the predictor over these, batches apart;
+    batch_share (batches,); trained shifts and residuals of the training combinations.
     """
 
     shared: dict[str, Any]
     responsive: Tensor
-    background: Tensor
+    programs: Tensor
     base: Tensor
     base_variance: Tensor
-    z_covariance: Tensor
     batch_share: Tensor
     trained_shift: Tensor
     trained_residual: Tensor
@@ -36,7 +35,12 @@ class GlobalDraw:
 
 @torch.no_grad()
 def draw_globals(
-    guide: AmortizedGuide, controls: tuple[Tensor, Tensor], batch_counts: Tensor, n_new_targets: int, draws: int, seed: int
+    guide: AmortizedGuide,
+    controls: tuple[Tensor, Tensor],
+    batch_counts: Tensor,
+    n_new_targets: int,
+    draws: int,
+    seed: int,
 ) -> list[GlobalDraw]:
     """`draws` joint draws. `controls`: location and scale of q(z_b | x) of the control cells; they are reweighted by a Bayesian
     bootstrap in every draw, as are the batches (`batch_counts` training cells each). `n_new_targets` targets that no
@@ -59,6 +63,7 @@ def draw_globals(
             z_mean = weight @ loc
             centred = loc - z_mean
             covariance = (centred * weight.unsqueeze(1)).T @ centred + torch.diag(weight @ scale.square())
+            root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(covariance)))
             propagated = _propagated(story.decoder.responsive, g.graph)
             background = story.decoder.background + g.coupling @ propagated
             shared: dict[str, Any] = {
@@ -72,10 +77,9 @@ def draw_globals(
                 GlobalDraw(
                     shared=shared,
                     responsive=propagated,
-                    background=background,
+                    programs=root.T @ background,
                     base=z_mean @ background,
                     base_variance=((covariance @ background) * background).sum(0),
-                    z_covariance=covariance,
                     batch_share=share,
                     trained_shift=g.shift[story.combinations],
                     trained_residual=g.residual[story.combinations],
@@ -90,7 +94,9 @@ def _propagated(loadings: Tensor, graph: Tensor) -> Tensor:
     return torch.linalg.solve_triangular((identity - graph).T, loadings, upper=True, unitriangular=True)
 
 
-def _with_new_targets(guide: AmortizedGuide, values: dict[str, Tensor], shared: dict[str, Any], n: int) -> dict[str, Any]:
+def _with_new_targets(
+    guide: AmortizedGuide, values: dict[str, Tensor], shared: dict[str, Any], n: int
+) -> dict[str, Any]:
     """Effects of `n` further targets from the prior, given this draw's hyperparameters."""
     story = guide.story
     per_target = {*story.model.effects.per_target, "log_variance"}
@@ -109,4 +115,6 @@ def _with_new_targets(guide: AmortizedGuide, values: dict[str, Tensor], shared: 
 
 
 def _seed(seed: int, number: int, purpose: int) -> int:
-    return int(np.random.SeedSequence([seed, number, purpose]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([seed, number, purpose]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )

@@ -30,7 +30,9 @@ class Summary:
     def quantile(self, level: float) -> Array:
         """One of the stored levels 0.05, 0.25, 0.5, 0.75, 0.95."""
         if level not in self.quantiles:
-            raise InputError(f"quantile {level} is not stored; choose one of {', '.join(map(str, self.quantiles))}.")
+            raise InputError(
+                f"quantile {level} is not stored; choose one of {', '.join(map(str, self.quantiles))}."
+            )
         return self.quantiles[level]
 
 
@@ -148,17 +150,26 @@ class Posterior:
         """
         row = self._row(combination)
         if self.n_targets[row] < 2:
-            raise InputError(f"'{self.conditions[row]}' has fewer than two targets; ask for the interaction of a combination.")
+            raise InputError(
+                f"'{self.conditions[row]}' has fewer than two targets; ask for the interaction of a combination."
+            )
         recipe, design = self.recipe, self.recipe.design[row]
         targets = torch.nonzero(design).flatten().tolist()
         rows = torch.zeros(len(targets) + 1, design.shape[0])
         for i, p in enumerate(targets):
             rows[i, p] = design[p]
-        names = tuple(f"{self.conditions[row]} part {i}" for i in range(len(targets))) + ("control",)
-        n = len(names)
+        n = len(targets) + 1
+        names = (self.conditions[row],) * n  # the same draws of everything, the batch shares among it
         # all parts with the combination's own batches, so that the interaction is not one of batches
         own = recipe.own_batches[row].expand(n, -1)
-        parts = replace(recipe, conditions=names, design=rows, trained=np.full(n, -1), n_cells=np.full(n, 10**6), own_batches=own)
+        parts = replace(
+            recipe,
+            conditions=names,
+            design=rows,
+            trained=np.full(n, -1),
+            n_cells=np.full(n, 10**6),
+            own_batches=own,
+        )
         blocks = [latent for _, latent, _ in parts.blocks()]
         latent = torch.cat(blocks, 1).numpy()
         additive = latent[:, :-1].sum(1) - (len(targets) - 1) * latent[:, -1]
@@ -187,5 +198,7 @@ class Posterior:
         name = condition if condition in self.conditions else parse_request([condition], self.targets)[0]
         if name not in self.conditions:
             shown = ", ".join(self.conditions[:8])
-            raise InputError(f"'{condition}' is not among the predicted conditions ({shown}, ...); ask predict() for it first.")
+            raise InputError(
+                f"'{condition}' is not among the predicted conditions ({shown}, ...); ask predict() for it first."
+            )
         return self.conditions.index(name)

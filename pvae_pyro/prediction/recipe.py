@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,106 +48,103 @@ class Recipe:
             yield chosen, *self._block(chosen)
 
     def _block(self, chosen: slice) -> tuple[Tensor, Tensor]:
-        names, design = self.conditions[chosen], self.design[chosen]
-        noise = [ConditionNoise(name, self.seed, len(self.draws)) for name in names]
-        story = self.guide.story
-        n_genes, k = len(story.spread), story.n_latents
-        combined = (design != 0).sum(-1) >= 2
-        eps_eta = torch.stack([n.normal("interaction", k) for n in noise], 1)  # (draws, conditions, latents)
-        eps_r = torch.stack([n.normal("residual", n_genes) for n in noise], 1)
-        eps_s = torch.stack([n.normal("surprise", 1) for n in noise], 1)
-        eps_low = torch.stack([n.normal("programs", story.model.background) for n in noise], 1)
-        eps_cell = torch.stack([n.normal("cells", n_genes) for n in noise], 1)
-        share = self.batch_share(chosen)
-        n_cells = torch.as_tensor(self.n_cells[chosen], dtype=design.dtype).unsqueeze(-1)
-        trained = torch.as_tensor(self.trained[chosen])
-        latent = torch.empty(len(self.draws), len(names), n_genes)
-        measured = torch.empty_like(latent)
-        for i, draw in enumerate(self.draws):
-            eta, variance = self.predictor(draw, share[i], design, combined, trained, eps_eta[i], eps_r[i], eps_s[i])
-            mean, spread = self.moments(eta, variance, draw.shared["noise"])
-            latent[i] = mean
-            # cells share programs: that part of the finite-cell noise is common to genes, the rest is not
-            slope = story.model.likelihood.slope(eta, story.level)
-            root = torch.linalg.cholesky(draw.z_covariance + 1e-6 * torch.eye(len(draw.z_covariance)))
-            shared = slope * ((eps_low[i] @ root.T) @ draw.background)
-            shared_variance = slope.square() * ((draw.z_covariance @ draw.background) * draw.background).sum(0)
-            rest = (spread - shared_variance).clamp_min(0).sqrt()
-            measured[i] = mean + (shared + rest * eps_cell[i]) / n_cells.sqrt()
-        for j in np.flatnonzero(self.n_cells[chosen] < FEW_CELLS):
-            measured[:, j] = self._few_cells(chosen.start + int(j), int(self.n_cells[chosen][j]))
+        shape = (len(self.draws), chosen.stop - chosen.start, len(self.guide.story.spread))
+        latent, measured = torch.empty(shape), torch.empty(shape)
+        for i, row in enumerate(range(chosen.start, chosen.stop)):
+            latent[:, i], measured[:, i] = self._condition(row)
         return latent, measured
 
-    def batch_share(self, chosen: slice) -> Tensor:
-        """Shares of the batches (draws, conditions, batches): Bayesian bootstrap of a trained condition's own, else the draw's."""
-        common = torch.stack([d.batch_share for d in self.draws])
-        out = common.unsqueeze(1).repeat(1, chosen.stop - chosen.start, 1)
-        for j, row in enumerate(range(chosen.start, chosen.stop)):
-            if float(self.own_batches[row].sum()) > 0:
-                generator = torch.Generator().manual_seed(condition_seed(self.conditions[row], self.seed, "batches"))
-                counts = self.own_batches[row].expand(len(self.draws), -1).contiguous()
-                gamma = torch._standard_gamma(counts.clamp_min(1e-6), generator=generator)
-                out[:, j] = gamma / gamma.sum(-1, keepdim=True)
-        return out
+    def _condition(self, row: int) -> tuple[Tensor, Tensor]:
+        """Latent mean and pseudobulk (draws, genes) of one condition.
 
-    def predictor(
-        self, draw: GlobalDraw, share: Tensor, design: Tensor, combined: Tensor, trained: Tensor, eps_eta: Tensor,
-        eps_r: Tensor, eps_s: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Mean and variance over cells of the linear predictor, each (conditions, genes); `share` (conditions, batches)."""
-        shift, residual = self.shift(draw, design, combined, trained, eps_eta, eps_r, eps_s)
+        On its own and of its own targets only: the last bits of a product depend on its number of rows, so that conditions
+        computed together would move each other by them.
+        """
+        story, likelihood = self.guide.story, self.guide.story.model.likelihood
+        noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
+        low, share = noise.normal("programs", story.model.background), self.batch_share(row)
+        eps = [noise.normal(p, n) for p, n in self._purposes()]
+        shape = (len(self.draws), len(story.spread))
+        eta, variance, programs = (torch.empty(shape) for _ in range(3))
+        for i, draw in enumerate(self.draws):
+            eta[i], variance[i] = self.predictor(draw, row, share[i], [e[i] for e in eps])
+            programs[i] = low[i] @ draw.programs
+        mean, spread = self.moments(eta, variance, torch.stack([d.shared["noise"] for d in self.draws]))
+        n = int(self.n_cells[row])
+        if n < FEW_CELLS:
+            return mean, self._few_cells(row, n)
+        # cells share programs: that part of the finite-cell noise is common to genes, the rest is not
+        slope = likelihood.slope(eta, story.level)
+        common = slope.square() * torch.stack([d.base_variance for d in self.draws])
+        rest = (spread - common).clamp_min(0).sqrt()
+        return mean, mean + (slope * programs + rest * noise.normal("cells", shape[1])) / n**0.5
+
+    def _purposes(self) -> tuple[tuple[str, int], ...]:
+        """Names and sizes of the noise of one condition that `shift` needs."""
+        story = self.guide.story
+        return ("interaction", story.n_latents), ("residual", len(story.spread)), ("surprise", 1)
+
+    def batch_share(self, row: int) -> Tensor:
+        """Batch shares (draws, batches): Bayesian bootstrap of a trained condition's own, else the draw's."""
+        if float(self.own_batches[row].sum()) == 0:
+            return torch.stack([d.batch_share for d in self.draws])
+        generator = torch.Generator().manual_seed(condition_seed(self.conditions[row], self.seed, "batches"))
+        counts = self.own_batches[row].expand(len(self.draws), -1).contiguous()
+        gamma = torch._standard_gamma(counts.clamp_min(1e-6), generator=generator)
+        return gamma / gamma.sum(-1, keepdim=True)
+
+    def predictor(self, draw: GlobalDraw, row: int, share: Tensor, eps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and variance over cells of one condition's linear predictor, each (genes,); `share` (batches,)."""
+        shift, residual, v = self.shift(draw, row, eps)
         intercept = self.guide.story.decoder.intercept
         level = share @ intercept
         between = (share @ intercept.square() - level.square()).clamp_min(0)
         eta = level + draw.base + shift @ draw.responsive + residual
-        v = self.guide.story.noise_variance(draw.shared["log_variance"], design)
         return eta, draw.base_variance + between + v @ draw.responsive.square()
 
-    def shift(
-        self, draw: GlobalDraw, design: Tensor, combined: Tensor, trained: Tensor, eps_eta: Tensor, eps_r: Tensor, eps_s: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """m_d with its interaction (conditions, latents) and the residual r_d (conditions, genes)."""
+    def shift(self, draw: GlobalDraw, row: int, eps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """m_d with its interaction (latents,), the residual r_d (genes,) and the noise variance v(u_d) (latents,)."""
         story = self.guide.story
-        part, shared = story.model.interaction, draw.shared
-        shift = story.compose(shared, design)
-        surprise = (part.surprise_spread * eps_s).exp()
-        width = part.latent_width(shared["kappa"], story.effect_scale, design, shared["effects"])
-        fresh = shift + surprise * width * eps_eta
-        r = surprise * part.outside * story.spread * eps_r
-        known = trained >= 0
-        if bool(known.any()):
-            rows = trained.clamp_min(0)
-            fresh = torch.where(known.unsqueeze(-1), draw.trained_shift[rows], fresh)
-            r = torch.where(known.unsqueeze(-1), draw.trained_residual[rows], r)
-        single = ~combined.unsqueeze(-1)
-        return torch.where(single, shift, fresh), torch.where(single, torch.zeros_like(r), r)
+        part, present = story.model.interaction, torch.nonzero(self.design[row]).flatten()
+        design = self.design[row, present].unsqueeze(0)
+        shared = draw.shared | {name: draw.shared[name][present] for name in ("effects", "log_variance")}
+        v = story.noise_variance(shared["log_variance"], design)[0]
+        shift, residual = story.compose(shared, design)[0], torch.zeros_like(story.spread)
+        if self.trained[row] >= 0:
+            shift, residual = draw.trained_shift[self.trained[row]], draw.trained_residual[self.trained[row]]
+        elif len(present) >= 2:
+            surprise = (part.surprise_spread * eps[2]).exp()
+            width = part.latent_width(shared["kappa"], story.effect_scale, design, shared["effects"])[0]
+            shift = shift + surprise * width * eps[0]
+            residual = surprise * part.outside * story.spread * eps[1]
+        return shift, residual, v
 
     def cells(self, row: int, draw_numbers: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """New cells of one condition on the log scale, one for each entry of `draw_numbers`, shape (cells, genes)."""
-        story, design = self.guide.story, self.design[row : row + 1]
+        story = self.guide.story
         noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
-        eps = [noise.normal(p, n) for p, n in (("interaction", story.n_latents), ("residual", len(story.spread)), ("surprise", 1))]
-        combined, trained = (design != 0).sum(-1) >= 2, torch.as_tensor(self.trained[row : row + 1])
-        share = self.batch_share(slice(row, row + 1))
-        out = torch.empty(len(draw_numbers), len(story.spread))
+        eps, share = [noise.normal(p, n) for p, n in self._purposes()], self.batch_share(row)
+        intercept, out = story.decoder.intercept, torch.empty(len(draw_numbers), len(story.spread))
         for number in np.unique(draw_numbers):
             draw, rows = self.draws[number], np.flatnonzero(draw_numbers == number)
-            eta, _ = self.predictor(draw, share[number], design, combined, trained, *(e[number : number + 1] for e in eps))
+            own = [e[number] for e in eps]
+            eta, _ = self.predictor(draw, row, share[number], own)
             n = len(rows)
-            root = torch.linalg.cholesky(draw.z_covariance + 1e-6 * torch.eye(len(draw.z_covariance)))
-            z = torch.randn(n, len(root), generator=generator) @ root.T
-            v = story.noise_variance(draw.shared["log_variance"], design).sqrt()
-            e = v * torch.randn(n, story.n_latents, generator=generator)
-            intercept = story.decoder.intercept
-            batch = torch.multinomial(share[number, 0], n, replacement=True, generator=generator)
+            z = torch.randn(n, len(draw.programs), generator=generator)
+            e = self.shift(draw, row, own)[2].sqrt() * torch.randn(n, story.n_latents, generator=generator)
+            batch = torch.multinomial(share[number], n, replacement=True, generator=generator)
             moved = intercept[batch] - share[number] @ intercept
             library = self.library[torch.randint(len(self.library), (n,), generator=generator)]
-            eta = eta + moved + z @ draw.background + e @ draw.responsive
-            out[rows] = story.model.likelihood.simulate(eta, draw.shared["noise"], library, story.level, generator)
+            eta = eta + moved + z @ draw.programs + e @ draw.responsive
+            out[rows] = story.model.likelihood.simulate(
+                eta, draw.shared["noise"], library, story.level, generator
+            )
         return out
 
     def _few_cells(self, row: int, n: int) -> Tensor:
-        generator = torch.Generator().manual_seed(condition_seed(self.conditions[row], self.seed, "few cells"))
+        generator = torch.Generator().manual_seed(
+            condition_seed(self.conditions[row], self.seed, "few cells")
+        )
         numbers = np.repeat(np.arange(len(self.draws)), n)
         return self.cells(row, numbers, generator).reshape(len(self.draws), n, -1).mean(1)
 

@@ -34,10 +34,16 @@ def predict(
     doses = [parse_condition(name) for name in names]
     new = sorted({t for d in doses for t in d} - set(fit.targets))
     if new:
-        log.warning("%d target(s) were never trained and are drawn from the effect prior: %s.", len(new), ", ".join(new))
+        log.warning(
+            "%d target(s) were never trained and are drawn from the effect prior: %s.",
+            len(new),
+            ", ".join(new),
+        )
     # new targets follow the trained ones in an order of all that could be asked for, so that their draws do not depend on
     # which others are asked for beside them
-    columns = [*fit.targets, *(t for t in fit.known_targets if t not in fit.targets)] if new else list(fit.targets)
+    columns = (
+        [*fit.targets, *(t for t in fit.known_targets if t not in fit.targets)] if new else list(fit.targets)
+    )
     design = torch.zeros(len(names), len(columns))
     for i, d in enumerate(doses):
         for target, dose in d.items():
@@ -46,14 +52,23 @@ def predict(
     story, guide = fit.modules()
     loc, scale = fit.controls.chunk(2, -1)
     batch_counts = torch.as_tensor(fit.batch_counts, dtype=loc.dtype)
-    globals_ = draw_globals(guide, (loc, scale), batch_counts.sum(0), len(columns) - len(fit.targets), draws, seed)
+    globals_ = draw_globals(
+        guide, (loc, scale), batch_counts.sum(0), len(columns) - len(fit.targets), draws, seed
+    )
     trained_rows = {fit.conditions[row]: i for i, row in enumerate(story.combinations)}
     library = torch.as_tensor(fit.library)
     with torch.no_grad():
         centre = guide.loc["noise"].exp().double()
         moments = fit.model.likelihood.moments(centre.to(loc.dtype), library, story.level)
     # a trained condition is predicted for its own batches, a new one for the screen's
-    own = torch.stack([batch_counts[fit.conditions.index(n)] if n in fit.conditions else torch.zeros_like(batch_counts[0]) for n in names])
+    own = torch.stack(
+        [
+            batch_counts[fit.conditions.index(n)]
+            if n in fit.conditions
+            else torch.zeros_like(batch_counts[0])
+            for n in names
+        ]
+    )
     trained = np.array([trained_rows.get(n, -1) for n in names], dtype=np.int64)
     recipe = Recipe(guide, globals_, tuple(names), design, trained, counts, own, moments, library, seed)
     composition = fit.model.composition
@@ -61,15 +76,21 @@ def predict(
         recipe=recipe,
         genes=fit.genes,
         active=fit.active,
-        scale="mean over cells of log1p(counts per 10,000)" if fit.scale == "counts" else "mean over cells of the input's own normalised values",
+        scale="mean over cells of log1p(counts per 10,000)"
+        if fit.scale == "counts"
+        else "mean over cells of the input's own normalised values",
         n_targets=np.array([len(d) for d in doses], dtype=np.int64),
         seen_targets=np.array([sum(t in fit.targets for t in d) for d in doses], dtype=np.int64),
-        composition_is_additive=isinstance(composition, Additive) and composition.scale == 1 and composition.scale_spread == 0,
+        composition_is_additive=isinstance(composition, Additive)
+        and composition.scale == 1
+        and composition.scale_spread == 0,
         targets=fit.known_targets,
     )
 
 
-def _cell_numbers(fit: Fit, names: Sequence[str], n_cells: int | Mapping[str, int] | None) -> NDArray[np.int64]:
+def _cell_numbers(
+    fit: Fit, names: Sequence[str], n_cells: int | Mapping[str, int] | None
+) -> NDArray[np.int64]:
     summary = fit.training
     own = dict(zip(summary.conditions, summary.n_cells.tolist(), strict=True))
     median = int(np.median([n for name, n in own.items() if name != CONTROL]))
@@ -79,7 +100,9 @@ def _cell_numbers(fit: Fit, names: Sequence[str], n_cells: int | Mapping[str, in
         given = {parse_request([k], fit.known_targets)[0]: v for k, v in n_cells.items()}
         missing = [name for name in names if name not in given]
         if missing:
-            raise InputError(f"n_cells does not say how many cells {missing[0]!r} has; give every asked condition a number.")
+            raise InputError(
+                f"n_cells does not say how many cells {missing[0]!r} has; give every asked condition a number."
+            )
         counts = [given[name] for name in names]
     else:
         counts = [n_cells] * len(names)

@@ -13,7 +13,10 @@ from ..errors import InputError
 class Alignment(Protocol):
     """Penalty on background posterior means, from condition-balanced samples."""
 
-    weight: float
+    @property
+    def weight(self) -> float:
+        """Factor of the penalty beside the loss per cell."""
+        ...
 
     def penalty(self, perturbed: Tensor, control: Tensor) -> Tensor:
         """Scalar penalty; `perturbed` (conditions, cells, latents) and `control` (cells, latents) are means of q(z_b)."""
@@ -28,11 +31,13 @@ class Centroid:
     spread of z_b inside a condition is not shrunk and small samples are not penalised for their noise; it may be negative.
     """
 
-    weight: float = 50.0
+    weight: float = 5.0
 
     def __post_init__(self) -> None:
         if self.weight < 0:
-            raise InputError(f"weight must not be negative, but {self.weight} was given; 0 switches alignment off.")
+            raise InputError(
+                f"weight must not be negative, but {self.weight} was given; 0 switches alignment off."
+            )
 
     def penalty(self, perturbed: Tensor, control: Tensor) -> Tensor:
         within = _product_of_different(perturbed)  # (conditions,)

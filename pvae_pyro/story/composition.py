@@ -47,7 +47,9 @@ def _check(scale: float, scale_spread: float) -> None:
     if not scale > 0:
         raise InputError(f"scale must be greater than 0, but {scale} was given; 1 means plain addition.")
     if scale_spread < 0:
-        raise InputError(f"scale_spread must not be negative, but {scale_spread} was given; 0 fixes the scale.")
+        raise InputError(
+            f"scale_spread must not be negative, but {scale_spread} was given; 0 fixes the scale."
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class Saturating:
         if not self.capacity > 0:
             raise InputError(f"capacity must be greater than 0, but {self.capacity} was given; try 7.")
         if self.capacity_spread < 0:
-            raise InputError(f"capacity_spread must not be negative, but {self.capacity_spread} was given; try 0.25.")
+            raise InputError(
+                f"capacity_spread must not be negative, but {self.capacity_spread} was given; try 0.25."
+            )
 
     def sample(self, like: Tensor) -> dict[str, Tensor]:
         return {
@@ -131,7 +135,9 @@ class Interaction:
     def __post_init__(self) -> None:
         for name in ("width", "width_spread", "floor", "outside", "surprise_spread"):
             if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative, but {getattr(self, name)} was given; 0 switches it off.")
+                raise InputError(
+                    f"{name} must not be negative, but {getattr(self, name)} was given; 0 switches it off."
+                )
 
     def sample(self, plates: Plates, like: Tensor) -> Tensor:
         """State `kappa` (latents,)."""

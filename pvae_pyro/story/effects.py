@@ -30,7 +30,9 @@ class Effects(Protocol):
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
-            raise InputError(f"{name} must be greater than 0, but {value} was given; choose a positive number.")
+            raise InputError(
+                f"{name} must be greater than 0, but {value} was given; choose a positive number."
+            )
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class SpikeSlab:
         n_latents = scale.shape[0]
         a, b = self.strength * self.inclusion, self.strength * (1 - self.inclusion)
         with plates.latents:
-            pi = pyro.sample("inclusion", dist.Beta(scale.new_full((n_latents,), a), scale.new_full((n_latents,), b)))
+            pi = pyro.sample(
+                "inclusion", dist.Beta(scale.new_full((n_latents,), a), scale.new_full((n_latents,), b))
+            )
             tau = pyro.sample("effect_scale", dist.LogNormal(scale.log(), self.scale_spread))
         with plates.targets, plates.latents:
             s = pyro.sample("gates", dist.Bernoulli(pi))  # (targets, latents)

@@ -38,7 +38,9 @@ class CausalGraph:
 
     def __post_init__(self) -> None:
         if not 0 < self.density < 1:
-            raise InputError(f"density must lie strictly between 0 and 1, but {self.density} was given; try 0.05.")
+            raise InputError(
+                f"density must lie strictly between 0 and 1, but {self.density} was given; try 0.05."
+            )
         if not self.weight > 0:
             raise InputError(f"weight must be greater than 0, but {self.weight} was given; try 0.3.")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 
-class StructuralNormal(TorchDistribution):  # type: ignore[misc]
+class StructuralNormal(TorchDistribution):
     """z = L z + mean + eps, eps ~ Normal(0, scale): z = (I - L)^{-1}(mean + eps) by triangular solve.
 
     `mean` and `scale` (..., latents) belong to the noise, `graph` (latents, latents) is strictly lower triangular, so the
@@ -27,13 +27,15 @@ class StructuralNormal(TorchDistribution):  # type: ignore[misc]
         self.graph = graph
         super().__init__(self.mean_noise.shape[:-1], self.mean_noise.shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> StructuralNormal:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> StructuralNormal:
         shape = torch.Size(batch_shape) + self.event_shape
         return StructuralNormal(self.mean_noise.expand(shape), self.graph, self.scale.expand(shape))
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         shape = torch.Size(sample_shape) + self.mean_noise.shape
-        noise = self.mean_noise + self.scale * torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device)
+        noise = self.mean_noise + self.scale * torch.randn(
+            shape, dtype=self.scale.dtype, device=self.scale.device
+        )
         return propagate(noise, self.graph)
 
     def log_prob(self, value: Tensor) -> Tensor:

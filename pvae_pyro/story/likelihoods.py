@@ -31,6 +31,7 @@ class Likelihood(Protocol):
     """What the story asks of a likelihood."""
 
     observes: ClassVar[Literal["expression", "counts"]]
+
     def sample(self, plates: Plates, start: Tensor) -> Tensor:
         """State the per-gene noise site, centred on `start` (genes,), and return it."""
         ...
@@ -64,7 +65,7 @@ class Likelihood(Protocol):
 
 @dataclass(frozen=True)
 class Gaussian:
-    """x_cg ~ Normal(softplus(b_g eta_cg) / b_g, sd_g) on log1p counts per 10,000; `noise` (genes,) sd_g ~ LogNormal(log start_g, 1).
+    """x_cg ~ Normal(softplus(b_g eta_cg) / b_g, sd_g) on log1p counts per 10,000; `noise` sd_g ~ LogNormal(log start_g, 1).
 
     The softplus link keeps means positive and lets a small mean change in proportion, as the mean of log1p of sparse
     counts does. b_g = max(1, 1/2 / level_g), where level_g is the control mean: genes that are hardly seen get a link that
@@ -76,7 +77,9 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         if self.link not in ("softplus", "identity"):
-            raise InputError(f"link must be 'softplus' or 'identity', but {self.link!r} was given; choose one of the two.")
+            raise InputError(
+                f"link must be 'softplus' or 'identity', but {self.link!r} was given; choose one of the two."
+            )
 
     def sample(self, plates: Plates, start: Tensor) -> Tensor:
         with plates.genes:
@@ -144,8 +147,12 @@ class NegativeBinomial:
             return pyro.sample("noise", dist.LogNormal(start.log(), 1.0))
 
     def law(self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor) -> dist.TorchDistribution:
-        log_mean = (eta + (library / 1e4).log().unsqueeze(-1)).clamp(-30, 15)  # beyond this a float32 exp is useless
-        return dist.NegativeBinomial(total_count=noise, logits=log_mean - noise.log(), validate_args=False).to_event(1)
+        log_mean = (eta + (library / 1e4).log().unsqueeze(-1)).clamp(
+            -30, 15
+        )  # beyond this a float32 exp is useless
+        return dist.NegativeBinomial(
+            total_count=noise, logits=log_mean - noise.log(), validate_args=False
+        ).to_event(1)
 
     def mean(self, eta: Tensor, level: Tensor) -> Tensor:
         return softplus(eta)  # log1p(exp(eta)): log1p of the expected counts per 10,000
@@ -178,4 +185,3 @@ class NegativeBinomial:
             return first, (second - first.square()).clamp_min(0)
 
         return of
-

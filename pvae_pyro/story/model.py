@@ -87,7 +87,9 @@ class Story(nn.Module):
     spread: Tensor
     unit: Tensor
 
-    def __init__(self, model: PerturbedVAE, design: Tensor, n_cells: int, n_batches: int, n_genes: int, responsive: int) -> None:
+    def __init__(
+        self, model: PerturbedVAE, design: Tensor, n_cells: int, n_batches: int, n_genes: int, responsive: int
+    ) -> None:
         super().__init__()
         self.model, self.n_cells = model, n_cells
         self.decoder = Decoder(n_batches, responsive, model.background, n_genes)
@@ -95,7 +97,9 @@ class Story(nn.Module):
         self.register_buffer("effect_scale", torch.ones(responsive))  # typical size of an effect, per latent
         self.register_buffer("noise_start", torch.ones(n_genes))  # centre of the noise prior
         self.register_buffer("level", torch.ones(n_genes))  # control mean of a gene on the log scale
-        self.register_buffer("spread", torch.ones(n_genes))  # within-condition sd of a gene: unit of the residual r
+        self.register_buffer(
+            "spread", torch.ones(n_genes)
+        )  # within-condition sd of a gene: unit of the residual r
         self.register_buffer("unit", torch.ones(responsive))  # control-cell sds in one unit of a latent
         self.combinations = torch.nonzero(is_combination(design)).flatten().tolist()
 
@@ -110,9 +114,13 @@ class Story(nn.Module):
         w = self.model.effects.sample(plates, like)  # (targets, latents)
         graph = self.model.graph.sample(plates, like)  # L, strictly lower triangular
         with plates.background, plates.latents:
-            coupling = pyro.sample("coupling", dist.Normal(like.new_zeros(n_b, len(like)), 0.1))  # B, Eq. 59: L_rb
+            coupling = pyro.sample(
+                "coupling", dist.Normal(like.new_zeros(n_b, len(like)), 0.1)
+            )  # B, Eq. 59: L_rb
         with plates.targets, plates.latents:
-            nu = pyro.sample("log_variance", dist.Normal(torch.zeros_like(w), 0.1))  # v(u), shrunk to v(0) = 1
+            nu = pyro.sample(
+                "log_variance", dist.Normal(torch.zeros_like(w), 0.1)
+            )  # v(u), shrunk to v(0) = 1
         kappa = self.model.interaction.sample(plates, like)
         composition = self.model.composition.sample(like)
         noise = self.model.likelihood.sample(plates, self.noise_start)
@@ -130,7 +138,9 @@ class Story(nn.Module):
         with pyro.plate("combinations", n, dim=-1):
             spread = max(part.surprise_spread, 1e-6)
             surprise = pyro.sample("surprise", dist.LogNormal(width.new_zeros(n), spread)).unsqueeze(-1)
-            eta = pyro.sample("interaction", dist.Normal(torch.zeros_like(width), width * surprise).to_event(1))
+            eta = pyro.sample(
+                "interaction", dist.Normal(torch.zeros_like(width), width * surprise).to_event(1)
+            )
             sd = (max(part.outside, 1e-6) * self.spread * surprise).expand(n, -1)
             r = pyro.sample("residual", dist.Normal(torch.zeros_like(sd), sd).to_event(1))
         return eta, r
@@ -158,13 +168,19 @@ class Story(nn.Module):
     def forward(self, cells: Cells, index: Tensor | None = None) -> None:
         g = self.globals()
         n = len(cells.condition)
-        with pyro.plate("cells", self.n_cells, subsample=index if index is not None else torch.arange(n), dim=-1):
-            z_b = pyro.sample("z_b", dist.Normal(cells.expression.new_zeros(n, self.model.background), 1.0).to_event(1))
+        with pyro.plate(
+            "cells", self.n_cells, subsample=index if index is not None else torch.arange(n), dim=-1
+        ):
+            z_b = pyro.sample(
+                "z_b", dist.Normal(cells.expression.new_zeros(n, self.model.background), 1.0).to_event(1)
+            )
             z_r = pyro.sample("z_r", self.responsive_law(g, z_b, cells.condition))  # (cells, latents)
             eta = self.decoder(z_b, z_r, cells.batch)  # (cells, genes)
             if self.combinations:
                 eta = eta + g.residual[cells.condition]
-            pyro.sample("x", self.model.likelihood.law(eta, g.noise, cells.library, self.level), obs=cells.observed)
+            pyro.sample(
+                "x", self.model.likelihood.law(eta, g.noise, cells.library, self.level), obs=cells.observed
+            )
 
 
 def effect_of(g: Globals) -> Tensor:

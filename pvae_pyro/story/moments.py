@@ -11,7 +11,9 @@ _LOW, _HIGH, _STEP = -10.0, 9.5, 0.125  # log counts per 10,000; outside, the ne
 _SWITCH = 60.0  # expected counts above which the sum over counts gives way to a second-order expansion
 
 
-def count_moment_table(inverse_dispersion: Tensor, library: Tensor, n_libraries: int = 12) -> tuple[Tensor, Tensor]:
+def count_moment_table(
+    inverse_dispersion: Tensor, library: Tensor, n_libraries: int = 12
+) -> tuple[Tensor, Tensor]:
     """First and second moment of log1p(1e4 y / l), y ~ NB(mean = l/1e4 * exp(eta), theta_g), averaged over libraries l.
 
     `inverse_dispersion` (genes,), `library` (cells,). Returns the grid of eta (points,) and a table (2, genes, points).
@@ -55,7 +57,9 @@ def _sum_over_counts(theta: np.ndarray, mean: np.ndarray, unit: float) -> np.nda
 
 def _expansion(theta: np.ndarray, mean: np.ndarray, unit: float, nodes: int = 48) -> np.ndarray:
     """Gamma quantile nodes for the rate, second-order expansion of the Poisson around each; (2, genes, points)."""
-    levels, weights = np.polynomial.legendre.leggauss(nodes)  # close to 0 and 1, where log(rate) has its tails
+    levels, weights = np.polynomial.legendre.leggauss(
+        nodes
+    )  # close to 0 and 1, where log(rate) has its tails
     levels, weights = (levels + 1) / 2, weights / 2
     factors = stats.gamma.ppf(levels[None, :], a=theta) / theta  # (genes, nodes)
     factors /= (weights * factors).sum(1, keepdims=True)
