@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -49,7 +50,8 @@ def draw_globals(
     story = guide.story
     loc, scale = controls
     out = []
-    with torch.random.fork_rng(devices=[]):
+    # argument checks would cost as much as the draws themselves
+    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         for number in range(draws):
             # one seed a draw and one for its new targets: asking for an untrained target must not move the others
             torch.manual_seed(_seed(seed, number, 0))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,29 +62,19 @@ class Recipe:
         On its own and of its own targets only: the last bits of a product depend on its number of rows, so that conditions
         computed together would move each other by them.
         """
-        story, likelihood = self.guide.story, self.guide.story.model.likelihood
-        noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
-        low, share = noise.normal("programs", story.model.background), self.batch_share(row)
-        eps = [noise.normal(p, n) for p, n in self._purposes()]
-        shape = (len(self.draws), len(story.spread))
-        eta, variance, programs = (torch.empty(shape) for _ in range(3))
-        for i, draw in enumerate(self.draws):
-            eta[i], variance[i] = self.predictor(draw, row, share[i], [e[i] for e in eps])
-            programs[i] = low[i] @ draw.programs
+        story, n = self.guide.story, int(self.n_cells[row])
+        eta, variance, _ = self.predictor(row)
         mean, spread = self.moments(eta, variance, torch.stack([d.shared["noise"] for d in self.draws]))
-        n = int(self.n_cells[row])
         if n < FEW_CELLS:
             return mean, self._few_cells(row, n)
         # cells share programs: that part of the finite-cell noise is common to genes, the rest is not
-        slope = likelihood.slope(eta, story.level)
+        noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
+        low = noise.normal("programs", story.model.background)
+        programs = torch.stack([low[i] @ d.programs for i, d in enumerate(self.draws)])
+        slope = story.model.likelihood.slope(eta, story.level)
         common = slope.square() * torch.stack([d.base_variance for d in self.draws])
-        rest = (spread - common).clamp_min(0).sqrt()
-        return mean, mean + (slope * programs + rest * noise.normal("cells", shape[1])) / n**0.5
-
-    def _purposes(self) -> tuple[tuple[str, int], ...]:
-        """Names and sizes of the noise of one condition that `shift` needs."""
-        story = self.guide.story
-        return ("interaction", story.n_latents), ("residual", len(story.spread)), ("surprise", 1)
+        rest = (spread - common).clamp_min(0).sqrt() * noise.normal("cells", eta.shape[1])
+        return mean, mean + (slope * programs + rest) / n**0.5
 
     def batch_share(self, row: int) -> Tensor:
         """Batch shares (draws, batches): Bayesian bootstrap of a trained condition's own, else the draw's."""
@@ -93,49 +85,62 @@ class Recipe:
         gamma = torch._standard_gamma(counts.clamp_min(1e-6), generator=generator)
         return gamma / gamma.sum(-1, keepdim=True)
 
-    def predictor(self, draw: GlobalDraw, row: int, share: Tensor, eps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and variance over cells of one condition's linear predictor, each (genes,); `share` (batches,)."""
-        shift, residual, v = self.shift(draw, row, eps)
-        intercept = self.guide.story.decoder.intercept
+    def predictor(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance over cells of one condition's linear predictor, (draws, genes); v(u_d), (draws, latents)."""
+        shift, residual, v = self.shift(row)
+        share, intercept = self.batch_share(row), self.guide.story.decoder.intercept
         level = share @ intercept
+        eta = level + torch.stack([d.base + shift[i] @ d.responsive for i, d in enumerate(self.draws)]) + residual
         between = (share @ intercept.square() - level.square()).clamp_min(0)
-        eta = level + draw.base + shift @ draw.responsive + residual
-        return eta, draw.base_variance + between + v @ draw.responsive.square()
+        within = torch.stack([d.base_variance + v[i] @ d.responsive.square() for i, d in enumerate(self.draws)])
+        return eta, within + between, v
 
-    def shift(self, draw: GlobalDraw, row: int, eps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """m_d with its interaction (latents,), the residual r_d (genes,) and the noise variance v(u_d) (latents,)."""
+    def shift(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        """m_d with its interaction (draws, latents), residual r_d (draws, genes) and v(u_d) (draws, latents)."""
         story = self.guide.story
         part, present = story.model.interaction, torch.nonzero(self.design[row]).flatten()
         design = self.design[row, present].unsqueeze(0)
-        shared = draw.shared | {name: draw.shared[name][present] for name in ("effects", "log_variance")}
-        v = story.noise_variance(shared["log_variance"], design)[0]
-        shift, residual = story.compose(shared, design)[0], torch.zeros_like(story.spread)
-        if self.trained[row] >= 0:
-            shift, residual = draw.trained_shift[self.trained[row]], draw.trained_residual[self.trained[row]]
-        elif len(present) >= 2:
-            surprise = (part.surprise_spread * eps[2]).exp()
-            width = part.latent_width(shared["kappa"], story.effect_scale, design, shared["effects"])[0]
-            shift = shift + surprise * width * eps[0]
-            residual = surprise * part.outside * story.spread * eps[1]
-        return shift, residual, v
+
+        def of_draw(shared: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+            width = part.latent_width(shared["kappa"], story.effect_scale, design, shared["effects"])
+            v = story.noise_variance(shared["log_variance"], design)
+            return story.compose(shared, design)[0], width[0], v[0]
+
+        own = {name: self._stacked[name][:, present] for name in ("effects", "log_variance")}
+        shift, width, v = torch.func.vmap(of_draw)(self._stacked | own)
+        known = int(self.trained[row])
+        if known >= 0:
+            shift = torch.stack([d.trained_shift[known] for d in self.draws])
+            return shift, torch.stack([d.trained_residual[known] for d in self.draws]), v
+        if len(present) < 2:
+            return shift, torch.zeros_like(story.spread), v
+        noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
+        surprise = (part.surprise_spread * noise.normal("surprise", 1)).exp()
+        residual = surprise * part.outside * story.spread * noise.normal("residual", len(story.spread))
+        return shift + surprise * width * noise.normal("interaction", story.n_latents), residual, v
+
+    @cached_property
+    def _stacked(self) -> dict[str, Any]:
+        """The small shared values of all draws, draws first."""
+        shared = [d.shared for d in self.draws]
+        out: dict[str, Any] = {n: torch.stack([s[n] for s in shared]) for n in ("effects", "log_variance", "kappa")}
+        out["composition"] = {n: torch.stack([s["composition"][n] for s in shared]) for n in shared[0]["composition"]}
+        return out
 
     def cells(self, row: int, draw_numbers: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """New cells of one condition on the log scale, one for each entry of `draw_numbers`, shape (cells, genes)."""
-        story = self.guide.story
-        noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
-        eps, share = [noise.normal(p, n) for p, n in self._purposes()], self.batch_share(row)
-        intercept, out = story.decoder.intercept, torch.empty(len(draw_numbers), len(story.spread))
+        story, intercept = self.guide.story, self.guide.story.decoder.intercept
+        share, (mean, _, v) = self.batch_share(row), self.predictor(row)
+        out = torch.empty(len(draw_numbers), len(story.spread))
         for number in np.unique(draw_numbers):
             draw, rows = self.draws[number], np.flatnonzero(draw_numbers == number)
-            own = [e[number] for e in eps]
-            eta, _ = self.predictor(draw, row, share[number], own)
             n = len(rows)
             z = torch.randn(n, len(draw.programs), generator=generator)
-            e = self.shift(draw, row, own)[2].sqrt() * torch.randn(n, story.n_latents, generator=generator)
+            e = v[number].sqrt() * torch.randn(n, story.n_latents, generator=generator)
             batch = torch.multinomial(share[number], n, replacement=True, generator=generator)
             moved = intercept[batch] - share[number] @ intercept
             library = self.library[torch.randint(len(self.library), (n,), generator=generator)]
-            eta = eta + moved + z @ draw.programs + e @ draw.responsive
+            eta = mean[number] + moved + z @ draw.programs + e @ draw.responsive
             out[rows] = story.model.likelihood.simulate(
                 eta, draw.shared["noise"], library, story.level, generator
             )
