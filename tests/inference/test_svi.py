@@ -42,7 +42,7 @@ def test_a_minibatch_is_unbiased_for_all_cells(likelihood: Gaussian, screen: Cal
     n, generator = len(t.store), np.random.default_rng(1)
     differences, parts = [], []
     with torch.no_grad():
-        for seed in range(25):
+        for seed in range(20):
             order = generator.permutation(n)
             batches = np.split(order, [n // 2, n // 2 + n // 5])  # three batches, all of different size
             losses = []

@@ -40,13 +40,15 @@ def trained_pair(fit: Fit) -> str:
 def test_draws_do_not_depend_on_what_else_is_asked(model: str, fitted: FitOf) -> None:
     fit = fitted(model)
     asked = [*ASKED, trained_pair(fit)] if trained_pair(fit) not in ASKED else list(ASKED)
-    whole = fit.predict(asked, draws=6, n_cells={n: 12 if n == "T02" else 40 for n in asked}, seed=4)
+    whole = fit.predict(asked, draws=5, n_cells={n: 12 if n == "T02" else 40 for n in asked}, seed=4)
     torch.manual_seed(123)
-    for subset in (asked[::-1], asked[2:5], [asked[3]], ["T05+T06", *asked[:1], "T02+T03", asked[3]]):
-        part = fit.predict(subset, draws=6, n_cells={n: 12 if n == "T02" else 40 for n in subset}, seed=4)
+    subsets = (asked[2:5], ["T05+T06", *asked[:1], "T02+T03", asked[3]], asked[::-1], [asked[3]])
+    for subset in subsets[: 2 if model == "counts" else 4]:
+        part = fit.predict(subset, draws=5, n_cells={n: 12 if n == "T02" else 40 for n in subset}, seed=4)
         shared = [n for n in part.conditions if n in asked]
         np.testing.assert_array_equal(both(part, shared), both(whole, shared))
-    assert not np.array_equal(both(fit.predict(asked[:2], draws=6, n_cells=40, seed=5), asked[:1]), both(whole, asked[:1]))
+    other = fit.predict(asked[:2], draws=5, n_cells=40, seed=5)
+    assert not np.array_equal(both(other, asked[:1]), both(whole, asked[:1]))
 
 
 def test_draws_are_joint_over_conditions(fitted: FitOf) -> None:
@@ -91,14 +93,14 @@ def test_an_untrained_target_is_told_and_moves_nothing(fitted: FitOf, caplog: py
 
 def test_untrained_targets_have_the_moments_of_the_prior(fitted: FitOf) -> None:
     fit = fitted()
-    posterior = fit.predict(["X1", "T01", "control"], draws=200, seed=0)
+    posterior = fit.predict(["X1", "T01", "control"], draws=150, seed=0)
     recipe = posterior.recipe
     w = torch.stack([d.shared["effects"] for d in recipe.draws])[:, -2:]  # (draws, X1 and X2, latents)
-    assert w.shape[:2] == (200, 2) and len(recipe.draws[0].shared["effects"]) == 8
+    assert w.shape[:2] == (150, 2) and len(recipe.draws[0].shared["effects"]) == 8
     rate = torch.sigmoid(fit.state["guide.loc.inclusion"])
     closed = (w == 0).double().mean((0, 1))
     spread = fit.state["guide.log_scale.inclusion"].exp() / 4  # of pi, which is redrawn in every draw
-    assert ((closed - (1 - rate)).abs() < 4.5 * (0.25 / 400) ** 0.5 + spread**2).all()
+    assert ((closed - (1 - rate)).abs() < 4.5 * (0.25 / 300) ** 0.5 + spread**2).all()
     tau = fit.state["guide.loc.effect_scale"].exp()
     found = torch.stack([w[..., k][w[..., k] != 0].std() for k in range(len(tau))])
     n_open = (w != 0).sum((0, 1)).min()

@@ -137,7 +137,7 @@ def test_count_moments_are_those_of_cells(eta_sd: float) -> None:
     library = torch.tensor(np.random.default_rng(3).lognormal(math.log(3000), 0.4, size=500))
     mean, sd = rate.log(), torch.full_like(rate, eta_sd)
     first, variance = part.moments(theta, library, SEEN)(mean, sd**2, theta)
-    x = brute_force(part, mean, sd, theta, library, 60_000, 4, SEEN)
+    x = brute_force(part, mean, sd, theta, library, 40_000, 4, SEEN)
     # bias: interpolation over the table's grid, twelve quantiles for the libraries, and the expansion for many counts
     check_moments(part, x, first, variance, torch.where(rate > 50, 0.01, 0.002), 0.015)
 
