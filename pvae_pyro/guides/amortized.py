@@ -144,16 +144,17 @@ class AmortizedGuide(nn.Module):
             with poutine.block(), poutine.condition(data=values):
                 shared = story.shared()
             additive = story.compose(shared, story.design[story.combinations])
+            part = story.model.interaction
             with pyro.plate("combinations", len(story.combinations), dim=-1):
-                values["surprise"] = pyro.sample(
-                    "surprise", dist.LogNormal(self.surprise_loc, self.surprise_log_scale.exp())
-                )
-                eta = dist.Normal(self.combination_loc - additive, self.combination_log_scale.exp()).to_event(
-                    1
-                )
-                values["interaction"] = pyro.sample("interaction", eta)
-                r = dist.Normal(self.residual_loc, self.residual_log_scale.exp()).to_event(1)
-                values["residual"] = pyro.sample("residual", r)
+                if part.surprise_spread > 0:
+                    surprise = dist.LogNormal(self.surprise_loc, self.surprise_log_scale.exp())
+                    values["surprise"] = pyro.sample("surprise", surprise)
+                if part.width > 0:
+                    eta = dist.Normal(self.combination_loc - additive, self.combination_log_scale.exp())
+                    values["interaction"] = pyro.sample("interaction", eta.to_event(1))
+                if part.outside > 0:
+                    r = dist.Normal(self.residual_loc, self.residual_log_scale.exp()).to_event(1)
+                    values["residual"] = pyro.sample("residual", r)
         return values
 
     def assemble(self, values: dict[str, Tensor]) -> Globals:

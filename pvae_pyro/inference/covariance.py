@@ -67,21 +67,27 @@ class CellVariation:
 
 
 def cell_variation(
-    expression: sp.csr_matrix, condition: NDArray[np.int64], batch: NDArray[np.int64], n_directions: int
+    expression: sp.csr_matrix,
+    condition: NDArray[np.int64],
+    batch: NDArray[np.int64],
+    n_directions: int,
+    n_batches: int | None = None,
 ) -> CellVariation:
     """Least squares of expression (cells, genes) on condition and batch, then principal directions of what is left.
 
     Never makes the matrix dense: residuals are a sparse matrix minus a low-rank one, seen through a linear operator.
-    Genes without variation get the smallest positive sd, so that they carry no weight.
+    Genes without variation get the smallest positive sd, so that they carry no weight. A batch without a cell here (of
+    `n_batches`) counts as average.
     """
     n, n_genes = expression.shape
     x = expression.astype(np.float64)
-    n_conditions, n_batches = int(condition.max()) + 1, int(batch.max()) + 1
+    present, code = np.unique(batch, return_inverse=True)
+    n_conditions, n_present = int(condition.max()) + 1, len(present)
     rows = np.arange(n)
     of_condition = sp.csr_matrix((np.ones(n), (rows, condition)), shape=(n, n_conditions))
-    of_batch = sp.csr_matrix((np.ones(n), (rows, batch)), shape=(n, n_batches))
+    of_batch = sp.csr_matrix((np.ones(n), (rows, code)), shape=(n, n_present))
     share = np.asarray(of_batch.mean(axis=0)).ravel()
-    centred = of_batch[:, 1:] if n_batches > 1 else of_batch[:, :0]
+    centred = of_batch[:, 1:] if n_present > 1 else of_batch[:, :0]
     design = sp.hstack([of_condition, centred]).tocsr()
     gram = (design.T @ design).toarray() + 1e-8 * np.eye(
         design.shape[1]
@@ -89,7 +95,9 @@ def cell_variation(
     coefficients = np.linalg.solve(gram, np.asarray((design.T @ x).todense()))
     effects = np.vstack([np.zeros(n_genes), coefficients[n_conditions:]])
     average = share @ effects
-    means, effects = coefficients[:n_conditions] + average, effects - average
+    means = coefficients[:n_conditions] + average
+    batch_effects = np.zeros((n_batches or int(batch.max()) + 1, n_genes))
+    batch_effects[present] = effects - average
 
     total = np.asarray(x.multiply(x).sum(axis=0)).ravel()
     explained = np.einsum("ij,ij->j", coefficients, np.asarray((design.T @ x).todense()))
@@ -117,4 +125,4 @@ def cell_variation(
     order = np.argsort(singular)[::-1]
     values, directions = singular[order] ** 2 / freedom, right[order].T
     rest = max((float((variance / sd**2).sum()) - float(values.sum())) / max(n_genes - k, 1), 1e-3)
-    return CellVariation(means, effects, sd, directions, np.maximum(values, rest), rest)
+    return CellVariation(means, batch_effects, sd, directions, np.maximum(values, rest), rest)

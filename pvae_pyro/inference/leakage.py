@@ -62,8 +62,8 @@ def central_values(guide: AmortizedGuide) -> dict[str, Tensor]:
     values |= {name: torch.sigmoid(logits) for name, logits in guide.logits.items()}
     story = guide.story
     if story.combinations:
-        k = guide.combination_loc.new_zeros(guide.combination_loc.shape)
-        values |= {"surprise": guide.surprise_loc.exp(), "interaction": k, "residual": guide.residual_loc}
+        none = torch.zeros_like(guide.combination_loc)
+        values |= {"surprise": guide.surprise_loc.exp(), "interaction": none, "residual": guide.residual_loc}
         g = guide.assemble(values)
         values["interaction"] = guide.combination_loc - g.shift[story.combinations]
     return values

@@ -121,7 +121,7 @@ def _effects(start: Start, story: Story, guide: AmortizedGuide, screen: Screen, 
         mean = (factor[:, None] * (design @ w))[combined]
         h2 = (story.model.interaction.floor * story.effect_scale.numpy()) ** 2 + design[combined] ** 2 @ w**2
         ratio = ((start.scores[combined] - mean) ** 2 / h2).mean(axis=0)
-        if story.model.interaction.width_spread > 0:
+        if "kappa" in guide.loc:
             put(guide.loc["kappa"], 0.5 * np.log(np.maximum(0.5 * ratio + 0.5 * ratio.mean(), 1e-6)))
 
 

@@ -52,7 +52,9 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     3. Shrunk shifts carried to the predictor's scale by inverting the likelihood's mean, reduced to the same rank, rotated.
     """
     condition = screen.condition[rows]
-    variation = cell_variation(screen.expression[rows], condition, screen.batch[rows], model.background)
+    variation = cell_variation(
+        screen.expression[rows], condition, screen.batch[rows], model.background, len(screen.batches)
+    )
     control = screen.conditions.index(CONTROL)
     others = [i for i in range(len(screen.conditions)) if i != control]
     n_cells = np.bincount(condition, minlength=len(screen.conditions)).astype(float)

@@ -124,6 +124,7 @@ class Interaction:
 
     The sum of squares replaces the design's |w_p w_q|: on the even doubles it gave the lower CRPS. `floor` > 0 lets a
     latent interact that neither target moves. Zero for singles and control. Informed prior, source as `Saturating`.
+    A width or spread of 0 takes its site out of the program: no `interaction`, no `residual`, kappa or surprise fixed.
     """
 
     width: float = 0.27
@@ -133,17 +134,21 @@ class Interaction:
     surprise_spread: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("width", "width_spread", "floor", "outside", "surprise_spread"):
+        for name in ("width", "width_spread", "outside", "surprise_spread"):
             if getattr(self, name) < 0:
                 raise InputError(
                     f"{name} must not be negative, but {getattr(self, name)} was given; 0 switches it off."
                 )
+        if not self.floor > 0:
+            raise InputError(f"floor must be greater than 0, but {self.floor} was given; try 2.")
 
     def sample(self, plates: Plates, like: Tensor) -> Tensor:
-        """State `kappa` (latents,)."""
+        """State `kappa` (latents,), unless it is fixed."""
+        centre = torch.full_like(like, self.width)
+        if self.width == 0 or self.width_spread == 0:
+            return centre
         with plates.latents:
-            centre = torch.full_like(like, max(self.width, 1e-6)).log()
-            return pyro.sample("kappa", dist.LogNormal(centre, max(self.width_spread, 1e-6)))
+            return pyro.sample("kappa", dist.LogNormal(centre.log(), self.width_spread))
 
     def latent_width(self, kappa: Tensor, scale: Tensor, design: Tensor, effects: Tensor) -> Tensor:
         """kappa_k h_dk, shape (conditions, latents)."""

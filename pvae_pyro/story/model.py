@@ -135,14 +135,17 @@ class Story(nn.Module):
         """State the interaction eta (combinations, latents) and the residual r (combinations, genes) of these rows."""
         part, n = self.model.interaction, len(design)
         width = part.latent_width(shared["kappa"], self.effect_scale, design, shared["effects"])
+        surprise, eta = width.new_ones(n), torch.zeros_like(width)
+        r = width.new_zeros(n, len(self.spread))
         with pyro.plate("combinations", n, dim=-1):
-            spread = max(part.surprise_spread, 1e-6)
-            surprise = pyro.sample("surprise", dist.LogNormal(width.new_zeros(n), spread)).unsqueeze(-1)
-            eta = pyro.sample(
-                "interaction", dist.Normal(torch.zeros_like(width), width * surprise).to_event(1)
-            )
-            sd = (max(part.outside, 1e-6) * self.spread * surprise).expand(n, -1)
-            r = pyro.sample("residual", dist.Normal(torch.zeros_like(sd), sd).to_event(1))
+            if part.surprise_spread > 0:
+                surprise = pyro.sample("surprise", dist.LogNormal(torch.zeros_like(surprise), part.surprise_spread))
+            if part.width > 0:
+                sd = width * surprise.unsqueeze(-1)
+                eta = pyro.sample("interaction", dist.Normal(torch.zeros_like(sd), sd).to_event(1))
+            if part.outside > 0:
+                sd = part.outside * self.spread * surprise.unsqueeze(-1)
+                r = pyro.sample("residual", dist.Normal(torch.zeros_like(sd), sd).to_event(1))
         return eta, r
 
     def globals(self) -> Globals:

@@ -18,6 +18,7 @@ from pvae_pyro.story import (
     Additive,
     Cells,
     Gaussian,
+    Interaction,
     NoGraph,
     NormalEffects,
     PerturbedVAE,
@@ -73,6 +74,22 @@ def test_guide_and_story_state_the_same_sites(names: tuple[str, ...], design: li
     silent = [n for n, p in guide.named_parameters() if p.grad is None]
     assert silent == [] and all(torch.isfinite(p.grad).all() for p in guide.parameters() if p.grad is not None)
     assert pyro.get_param_store().keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("zero", "absent"),
+    [("width", {"interaction", "kappa"}), ("width_spread", {"kappa"}), ("outside", {"residual"}), ("surprise_spread", {"surprise"})],
+)
+def test_what_is_switched_off_is_no_site_of_either(zero: str, absent: set[str]) -> None:
+    whole, story = build(PAIRS), build(PAIRS, interaction=Interaction(**{zero: 0.0}))
+    guide, cells = Amortized().build(story), some_cells(story, 7)
+    found = sites(poutine.trace(guide).get_trace(cells, torch.arange(7)))
+    assert found == sites(poutine.trace(story).get_trace(cells, torch.arange(7)))
+    expected = sites(poutine.trace(whole).get_trace(cells, torch.arange(7)))
+    assert found == {name: value for name, value in expected.items() if name not in absent}
+    g = story.globals()
+    assert (g.kappa == Interaction(**{zero: 0.0}).width).all() == ("kappa" in absent)
+    torch.testing.assert_close(g.residual.any(), torch.tensor("residual" not in absent))
 
 
 def test_every_parameter_is_in_one_group_and_only_networks_are_local() -> None:

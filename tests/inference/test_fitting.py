@@ -21,6 +21,7 @@ from pvae_pyro.story import (
     Additive,
     CausalGraph,
     Gaussian,
+    Interaction,
     NegativeBinomial,
     NoAlignment,
     NoGraph,
@@ -264,6 +265,16 @@ def test_parts_train_without_a_warning_and_move_from_the_start(effects: object, 
     assert not {"story.design", "story.effect_scale", "guide.centre"} & set(moved)
     assert np.isfinite(draws(one)).all()
     assert (one.history["gate_entropy"][-1] > 0) == isinstance(effects, SpikeSlab)
+
+
+def test_widths_switched_off_leave_a_sound_loss(screen: ScreenOf) -> None:
+    off = Interaction(width=0.0, width_spread=0.0, outside=0.0, surprise_spread=0.0)
+    one, other = (quick(screen(), MODEL.replace(interaction=part)) for part in (Interaction(), off))
+    # the cells are the same and so is their noise: some nats apart, not millions
+    assert abs(one.history["held_out_loss"][-1] - other.history["held_out_loss"][-1]) < 20
+    posterior = other.predict(["T01+T02", "T03+T08"], draws=4)
+    shared = posterior.recipe.draws[0].shared
+    assert not shared["kappa"].any() and np.isfinite(posterior.draws()).all()
 
 
 @pytest.mark.parametrize("targets", [1, 2])

@@ -56,6 +56,18 @@ def test_cell_variation_is_dense_least_squares_and_an_eigendecomposition() -> No
     np.testing.assert_allclose(found.rest, values[:-k].sum() / (genes - k), rtol=1e-6)
 
 
+@pytest.mark.parametrize("absent", [0, 1, 3])
+def test_a_batch_without_cells_counts_as_average(absent: int) -> None:
+    """The only cells of a batch may all be held out for validation."""
+    x, condition, batch = cells()
+    shifted = np.where(batch >= absent, batch + 1, batch)
+    found, plain = cell_variation(x, condition, shifted, 4, 4), cell_variation(x, condition, batch, 4)
+    assert found.batch_effects.shape == (4, 30) and not found.batch_effects[absent].any()
+    np.testing.assert_array_equal(np.delete(found.batch_effects, absent, axis=0), plain.batch_effects)
+    for name in ("means", "sd", "directions", "values"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+
+
 def test_cells_are_never_made_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     x, condition, batch = cells()
     expected = cell_variation(x, condition, batch, 4)
@@ -167,6 +179,11 @@ def test_background_is_blind_to_shifts_along_the_responsive_loadings(likelihood:
     response = (where(x + 10 * shift) - where(x)).abs().max()
     other = (where(x + 10 * torch.as_tensor(start.background[:1] * start.slope, dtype=torch.float32)) - where(x)).abs().max()
     assert response < 1e-4 < 1e-3 * other  # it does see its own programs
+    with torch.no_grad():  # and whatever training makes of the encoder
+        guide.gain_background.normal_()
+        assert guide.correct_background.last is not None
+        guide.correct_background.last.weight.normal_()
+    assert (where(x + 10 * shift) - where(x)).abs().max() < 1e-3 * (where(x + 1) - where(x)).abs().max()
 
 
 def test_the_responsive_gain_is_the_regression_of_the_latents_on_the_cells(screen: ScreenOf) -> None:

@@ -26,7 +26,7 @@ MODELS = {
 @cache
 def _fitted(model: str, singles: bool) -> Fit:
     world = simulate("default", seed=1, targets=6, doubles=0 if singles else 3, controls=80, cells_per_condition=20,
-                     genes=25, batches=2, batch_effect=0.4)  # fmt: skip
+                     genes=25, batches=2, batch_effect=0.4, background_loading_size=0.6)  # fmt: skip
     screen = Screen.from_anndata(world.adata, "condition", batch_key="batch")
     settings = FitSettings(epochs=1, batch_size=200, validation=0.0)
     return fit(MODELS[model], screen, settings=settings, device="cpu", progress=False, known_targets=("X1", "X2"))

@@ -156,7 +156,8 @@ def test_only_combinations_interact_in_the_trace() -> None:
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [(Additive, {"scale": 0.0}), (Additive, {"scale_spread": -1.0}), (Saturating, {"capacity": 0.0}),
-     (Saturating, {"capacity_spread": -0.1}), (Interaction, {"width": -0.1}), (Interaction, {"floor": -1.0})],
+     (Saturating, {"capacity_spread": -0.1}), (Interaction, {"width": -0.1}), (Interaction, {"floor": 0.0}),
+     (Interaction, {"outside": -0.1})],
 )  # fmt: skip
 def test_impossible_settings_are_refused(kind: type, wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
