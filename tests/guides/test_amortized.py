@@ -78,8 +78,9 @@ def test_guide_and_story_state_the_same_sites(names: tuple[str, ...], design: li
 
 @pytest.mark.parametrize(
     ("zero", "absent"),
-    [("width", {"interaction", "kappa"}), ("width_spread", {"kappa"}), ("outside", {"residual"}), ("surprise_spread", {"surprise"})],
-)
+    [("width", {"interaction", "kappa"}), ("width_spread", {"kappa"}), ("outside", {"residual"}),
+     ("surprise_spread", {"surprise"})],
+)  # fmt: skip
 def test_what_is_switched_off_is_no_site_of_either(zero: str, absent: set[str]) -> None:
     whole, story = build(PAIRS), build(PAIRS, interaction=Interaction(**{zero: 0.0}))
     guide, cells = Amortized().build(story), some_cells(story, 7)

@@ -19,6 +19,7 @@ ADDITIVE = {"composition": Additive(), "graph": NoGraph(), "likelihood": Gaussia
 MODELS = {
     "default": PerturbedVAE(background=3, hidden=4),
     "counts": PerturbedVAE(background=3, hidden=4, likelihood=NegativeBinomial()),
+    "linear": PerturbedVAE(background=3, hidden=4, composition=Additive(), likelihood=Gaussian(link="identity")),
     "additive": PerturbedVAE(background=3, hidden=4, **ADDITIVE),  # type: ignore[arg-type]
 }
 
@@ -34,7 +35,7 @@ def _fitted(model: str, singles: bool) -> Fit:
 
 @pytest.fixture(scope="session")
 def fitted() -> Callable[..., Fit]:
-    """`fitted("default" | "counts" | "additive", singles=False)`: six targets T01 to T06, and X1, X2 that nothing trained."""
+    """`fitted(a name of MODELS, singles=False)`: six targets T01 to T06, and X1, X2 that nothing trained."""
 
     def make(model: str = "default", singles: bool = False, **replaced: Any) -> Fit:
         from dataclasses import replace

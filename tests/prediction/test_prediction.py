@@ -199,11 +199,14 @@ def test_an_additive_model_has_no_interaction(fitted: FitOf) -> None:
         found = posterior.interaction(name)
         assert np.abs(found.draws).max() < 2e-5 < 1e-3 * shift.max()
         assert "direction" in found.note and "prior alone" in found.note
+    trained = fitted("additive")  # nor has a pair of its training one, whatever its batches
+    pair = trained.predict([trained_pair(trained)], draws=20, seed=2)
+    assert np.abs(pair.interaction(trained_pair(trained)).draws).max() < 2e-5
 
 
 def test_interaction_of_a_trained_pair_is_its_eta_and_residual_draw_by_draw(fitted: FitOf) -> None:
     """With an identity link nothing else can be in it: neither the batches nor the noise of its parts."""
-    fit = fitted("additive")
+    fit = fitted("linear")
     name = trained_pair(fit)
     posterior = fit.predict([name], draws=10, seed=2)
     found = posterior.interaction(name)
