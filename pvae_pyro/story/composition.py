@@ -118,12 +118,12 @@ class Interaction:
     """Widths of what composition cannot know about one combination (design 2, `eta` and `r`).
 
     `kappa` (latents,) ~ LogNormal(log width, width_spread)
-    `interaction` (combinations, latents) eta_dk ~ Normal(0, kappa_k h_dk),  h_dk^2 = (floor tau_k)^2 + sum_p (u_p w_pk)^2
+    `interaction` (combinations, latents) eta_dk ~ Normal(0, kappa_k h_dk),  h_dk^2 = (floor scale_k)^2 + sum_p (u_p w_pk)^2
     `residual` (combinations, genes) r_dg ~ Normal(0, outside * sd_g), what lies outside the decoder's span
     `surprise` (combinations,) ~ LogNormal(0, surprise_spread): multiplies both widths, since some pairs surprise more
 
-    The sum of squares replaces the design's |w_p w_q|: on the even doubles it gave the lower CRPS. `floor` > 0 lets a
-    latent interact that neither target moves. Zero for singles and control. Informed prior, source as `Saturating`.
+    scale_k is the effect prior's typical size. The sum of squares replaces the design's |w_p w_q|: on the even doubles it gave
+    the lower CRPS. `floor` > 0 lets a latent interact that neither target moves. Zero for singles and control. Informed prior, source as `Saturating`.
     A width or spread of 0 takes its site out of the program: no `interaction`, no `residual`, kappa or surprise fixed.
     """
 
