@@ -24,7 +24,7 @@ def main() -> None:
         "--seed", type=int, help="run this seed only (default: 0, 1, 2 for the default arm, 0 for the others)"
     )
     parser.add_argument(
-        "--smoke", action="store_true", help="default arm, one epoch, nothing committed: is the code whole?"
+        "--smoke", action="store_true", help="the small real screen only, nothing written: is the code whole?"
     )
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.csv")
     options = parser.parse_args()

@@ -123,7 +123,8 @@ class Interaction:
     `surprise` (combinations,) ~ LogNormal(0, surprise_spread): multiplies both widths, since some pairs surprise more
 
     scale_k is the effect prior's typical size. The sum of squares replaces the design's |w_p w_q|: on the even doubles it gave
-    the lower CRPS. `floor` > 0 lets a latent interact that neither target moves. Zero for singles and control. Informed prior, source as `Saturating`.
+    the lower CRPS. `floor` > 0 lets a latent interact that neither target moves. Zero for singles and control. Informed
+    prior, source as `Saturating`.
     A width or spread of 0 takes its site out of the program: no `interaction`, no `residual`, kappa or surprise fixed.
     """
 
