@@ -159,7 +159,7 @@ def _single_scores(scores: Array, design: Array) -> Array:
 def _composition_start(kind: object, design: Array, start: Start) -> _Composition:
     """Prior centres, or with combinations in training the least-squares fit to their shifts."""
     values: dict[str, float] = {}
-    if isinstance(kind, (Additive, Saturating)) and kind.scale_spread > 0 or isinstance(kind, (Additive, Saturating)):
+    if isinstance(kind, (Additive, Saturating)):
         values["composition_scale"] = kind.scale
     if isinstance(kind, Saturating):
         values["capacity"] = kind.capacity
