@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +9,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import biject_to
 
-from ..errors import InputError
-from ..story.latents import StructuralNormal, propagate
+from ..story import checks
+from ..story.latents import StructuralNormal, times
 from ..story.model import Cells, Globals, Story
 from ..story.networks import Correction
-from .gates import GateBernoulli
+from .family import Family
+from .mean_field import MeanField
+from .sites import Site, read_sites
 
 
 @dataclass(frozen=True)
@@ -31,20 +30,20 @@ class Amortized:
     initial_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.initial_scale > 0:
-            raise InputError(
-                f"initial_scale must be greater than 0, but {self.initial_scale} was given; try 0.1."
-            )
+        checks.positive(initial_scale=self.initial_scale)
 
     def build(self, story: Story) -> AmortizedGuide:
         return AmortizedGuide(self, story)
+
+    def family(self, sites: list[Site]) -> Family:
+        """The posterior of the global sites."""
+        return MeanField(sites, self.initial_scale)
 
 
 class AmortizedGuide(nn.Module):
     """Variational family of one story.
 
-    Shared sites: independent normals on the unconstrained scale, gates independent Bernoulli with ReinMax gradients; the
-    sites are read off the story's prior, so that any prior part is served.
+    Shared sites: a `Family`, whose sites are read off the story's prior, so that any prior part is served.
     Combinations: the total shift m_d is what cells determine, so eta_d = m_d - compose(w) with a normal m_d: given
     w, the interaction follows, and composition is not starved of its signal (design 3.7).
     Cells: q(z_b | x) = Normal(G_b P (x - x_batch) + correction(P x), s_b), without u; the projection P takes out the
@@ -57,23 +56,7 @@ class AmortizedGuide(nn.Module):
         super().__init__()
         self.config = config
         self._story = [story]  # in a list: the story's parameters are its own, not the guide's
-        with torch.no_grad():
-            trace = poutine.trace(story.shared).get_trace()
-        self.frames: dict[str, tuple[Any, ...]] = {}
-        self.supports: dict[str, Any] = {}
-        self.loc, self.log_scale, self.logits = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample" or site_is_subsample(site):
-                continue
-            prior: Any = site["fn"]
-            self.frames[name] = site["cond_indep_stack"]
-            if isinstance(prior, dist.Bernoulli):
-                self.logits[name] = nn.Parameter(prior.logits.detach().clone())
-            else:
-                self.supports[name] = biject_to(prior.support)
-                centre = prior.mean.detach().clone()
-                self.loc[name] = nn.Parameter(self.supports[name].inv(centre))
-                self.log_scale[name] = nn.Parameter(torch.full_like(centre, config.initial_scale).log())
+        self.family = config.family(read_sites(story.shared))
         n_combinations, n_genes, k = len(story.combinations), len(story.spread), story.n_latents
         if n_combinations:
             self.combination_loc = nn.Parameter(torch.zeros(n_combinations, k))
@@ -113,32 +96,9 @@ class AmortizedGuide(nn.Module):
             groups["networks" if name.startswith(local) else "globals"].append(parameter)
         return groups
 
-    def _sample_shared(self) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = {}
-        plates: dict[str, pyro.plate] = {}
-        for name, frames in self.frames.items():
-            with ExitStack() as stack:
-                for f in sorted(frames, key=lambda f: f.dim):
-                    if f.name not in plates:
-                        plates[f.name] = pyro.plate(f.name, f.size, dim=f.dim)
-                    stack.enter_context(plates[f.name])
-                values[name] = pyro.sample(name, self._law(name))
-        return values
-
-    def _law(self, name: str) -> Any:
-        if name in self.logits:
-            return GateBernoulli(logits=self.logits[name])
-        base = dist.Normal(self.loc[name], self.log_scale[name].exp())
-        support = self.supports[name]
-        if support.__class__.__name__ == "ComposeTransform" and not support.parts:
-            return base
-        if isinstance(support, torch.distributions.ExpTransform):
-            return dist.LogNormal(self.loc[name], self.log_scale[name].exp())
-        return dist.TransformedDistribution(base, [support])
-
     def sample_globals(self) -> dict[str, Tensor]:
         """State every global site and return the values by name."""
-        values = self._sample_shared()
+        values = self.family.sample()
         story = self.story
         if story.combinations:
             with poutine.block(), poutine.condition(data=values):
@@ -157,6 +117,21 @@ class AmortizedGuide(nn.Module):
                     values["residual"] = pyro.sample("residual", r)
         return values
 
+    def central_values(self) -> dict[str, Tensor]:
+        """Posterior centre of every global site by name: medians, and inclusion probabilities for gates."""
+        values, story = self.family.centre(), self.story
+        if story.combinations:
+            none = torch.zeros_like(self.combination_loc)
+            values |= {"surprise": self.surprise_loc.exp(), "interaction": none, "residual": self.residual_loc}
+            g = self.assemble(values)
+            values["interaction"] = self.combination_loc - g.shift[story.combinations]
+        return values
+
+    def inclusion(self) -> Tensor | None:
+        """Probability of the hard gates of the effects, (targets, latents); None without gates."""
+        logits = self.family.logits
+        return torch.sigmoid(logits["gates"]).detach() if "gates" in logits else None
+
     def assemble(self, values: dict[str, Tensor]) -> Globals:
         """The story's globals at these site values, without stating any site."""
         with poutine.block(), poutine.condition(data=values):
@@ -172,16 +147,14 @@ class AmortizedGuide(nn.Module):
     def responsive(self, cells: Cells, z_b: Tensor, g: Globals) -> tuple[Tensor, Tensor, Tensor]:
         """Prior mean of z_r, location and scale of q(z_r | x, u), each (cells, latents)."""
         story, likelihood = self.story, self.story.model.likelihood
-        prior = propagate(z_b @ g.coupling + g.shift[cells.condition], g.graph)
+        law = story.responsive_law(g, z_b, cells.condition)
+        prior = law.mean
         base = story.decoder.intercept[cells.batch]
         eta = base + story.decoder.linear(z_b, prior) + g.residual[cells.condition]
         x = cells.expression - self.centre[cells.batch]
         surprise = x - (likelihood.mean(eta, story.level) - likelihood.mean(base, story.level))
         loc = prior + surprise @ self.gain_responsive + self.correct_responsive(x / self.gene_sd)
-        scale = (
-            self.log_scale_responsive
-            + 0.5 * story.noise_variance(g.log_variance, story.design)[cells.condition].log()
-        ).exp()
+        scale = self.log_scale_responsive.exp() * law.scale
         return prior, loc, scale
 
     def forward(self, cells: Cells, index: Tensor | None = None) -> None:
@@ -199,9 +172,9 @@ class AmortizedGuide(nn.Module):
 def _kl_structural(q: Any, p: StructuralNormal) -> Tensor:
     """KL of a factorised normal from z = L z + mean + eps: closed form, since the density of p needs no determinant."""
     loc, variance = q.base_dist.loc, q.base_dist.scale.square()
-    gap = loc - loc @ p.graph.T - p.mean_noise
-    identity = torch.eye(p.graph.shape[0], dtype=loc.dtype, device=loc.device)
-    spread = variance @ (identity - p.graph).square().T
+    gap = loc - times(loc, p.graph) - p.mean_noise
+    identity = torch.eye(p.graph.shape[-1], dtype=loc.dtype, device=loc.device)
+    spread = times(variance, (identity - p.graph).square())
     return (
         p.scale.log() - 0.5 * variance.log() + 0.5 * (gap.square() + spread) / p.scale.square() - 0.5
     ).sum(-1)

@@ -1,4 +1,4 @@
-"""A hard Bernoulli whose gradient is the second-order (ReinMax) estimator (Liu et al. 2023, arXiv 2304.08612)."""
+"""Hard Bernoulli gates and the estimators of their gradient."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ class _ReinMax(torch.autograd.Function):
         p, s = ctx.saved_tensors
         # f(1) - f(0) = (f'(0) + f'(1)) / 2 for a quadratic f; dividing by the probability of s makes it unbiased.
         return grad * 0.5 * (s * (1 - p) + (1 - s) * p), None
+
+
+def gate_law(estimator: str, logits: Tensor) -> Any:
+    """The posterior of gates under one of the estimators that `SpikeSlab` names."""
+    return GateBernoulli(logits=logits)
 
 
 class GateBernoulli(dist.Bernoulli):  # type: ignore[misc]

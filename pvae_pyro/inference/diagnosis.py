@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from ..screen import CONTROL
 
@@ -115,10 +114,10 @@ def _convergence(fit: Fit) -> Finding:
 
 
 def _gates(fit: Fit) -> list[Finding]:
-    key = "guide.logits.gates"
-    if key not in fit.state:
+    probabilities = fit.modules()[1].inclusion()
+    if probabilities is None:
         return []
-    inclusion = float(torch.sigmoid(fit.state[key]).mean())
+    inclusion = float(probabilities.mean())
     level: Level = "look" if not 0.02 < inclusion < 0.98 else "fine"
     return [Finding("gates", level, f"{100 * inclusion:.0f} % of the gates are open on average.",
                     "" if level == "fine" else "Gates collapsed or saturated: compare with normal effects.")]  # fmt: skip

@@ -131,11 +131,8 @@ class Fit:
             seed,
         )
         w = torch.stack([d.shared["effects"] for d in drawn]).numpy()
-        inclusion = (
-            torch.sigmoid(guide.logits["gates"]).detach().numpy()
-            if "gates" in guide.logits
-            else np.ones(w.shape[1:])
-        )
+        open_gates = guide.inclusion()
+        inclusion = np.ones(w.shape[1:]) if open_gates is None else open_gates.numpy()
         index = pd.MultiIndex.from_product([self.targets, range(w.shape[2])], names=["target", "latent"])
         values = {"mean": w.mean(0).ravel(), "sd": w.std(0).ravel(), "inclusion": inclusion.ravel()}
         return pd.DataFrame(values, index=index).reset_index()
@@ -289,7 +286,7 @@ def _build(
     story = Story(model, design, len(rows), len(screen.batches), screen.n_genes, rank)
     amortized = guide.build(story)
     if start is not None:
-        apply_start(start, story, amortized, screen)
+        apply_start(start, story, amortized)
     return story, amortized
 
 

@@ -22,7 +22,7 @@ def measure_leakage(guide: AmortizedGuide, store: CellStore, rows: np.ndarray) -
     gate_entropy: mean entropy of the gates in nats (0 without gates).
     """
     story = guide.story
-    g = guide.assemble(central_values(guide))
+    g = guide.assemble(guide.central_values())
     z_b, z_r, prior = [], [], []
     for start in range(0, len(rows), 2048):
         cells = store.take(rows[start : start + 2048])
@@ -42,8 +42,8 @@ def measure_leakage(guide: AmortizedGuide, store: CellStore, rows: np.ndarray) -
     # a model without any responsive shift explains nothing
     responsive_share = float(unexplained / moved) if float(moved) > 1e-9 else 1.0
     entropy = 0.0
-    if "gates" in guide.logits:
-        p = torch.sigmoid(guide.logits["gates"]).clamp(1e-6, 1 - 1e-6)
+    if (p := guide.inclusion()) is not None:
+        p = p.clamp(1e-6, 1 - 1e-6)
         entropy = float(-(p * p.log() + (1 - p) * (1 - p).log()).mean())
     active = (
         float(((g.effects.std(0) * story.unit) > 0.1).sum()) if len(g.effects) > 1 else float(story.n_latents)
@@ -54,19 +54,6 @@ def measure_leakage(guide: AmortizedGuide, store: CellStore, rows: np.ndarray) -
         "active_units": active,
         "gate_entropy": entropy,
     }
-
-
-def central_values(guide: AmortizedGuide) -> dict[str, Tensor]:
-    """Posterior centre of every global site by name: medians, and inclusion probabilities for gates."""
-    values = {name: guide.supports[name](loc) for name, loc in guide.loc.items()}
-    values |= {name: torch.sigmoid(logits) for name, logits in guide.logits.items()}
-    story = guide.story
-    if story.combinations:
-        none = torch.zeros_like(guide.combination_loc)
-        values |= {"surprise": guide.surprise_loc.exp(), "interaction": none, "residual": guide.residual_loc}
-        g = guide.assemble(values)
-        values["interaction"] = guide.combination_loc - g.shift[story.combinations]
-    return values
 
 
 def _shifts(z: Tensor, condition: Tensor, control: int, n: int) -> tuple[Tensor, Tensor, Tensor]:

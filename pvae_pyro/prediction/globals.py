@@ -12,26 +12,54 @@ from pyro import poutine
 from torch import Tensor
 
 from ..guides import AmortizedGuide
+from ..story import Story
 
 
 @dataclass(frozen=True, eq=False)
-class GlobalDraw:
-    """One joint draw, with what predictions need of it already multiplied out.
+class Pushed:
+    """What latents do to the predictor once the graph is multiplied out.
 
-    effects (targets, latents) in the order of the asked-for targets; shared: the story's shared values with these effects;
     responsive (latents, genes) = (I - L)^{-T} W_r; programs (background, genes): what independent standard normals do to the
-    predictor of control backgrounds; base and base_variance (genes,) of the predictor over these, batches apart;
-    batch_share (batches,); trained shifts and residuals of the training combinations.
+    predictor of control backgrounds; base and base_variance (genes,) of the predictor over these, batches apart.
     """
 
-    shared: dict[str, Any]
     responsive: Tensor
     programs: Tensor
     base: Tensor
     base_variance: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalDraw:
+    """One joint draw, with what predictions need of it.
+
+    shared: the story's shared values, effects and log_variance in the order of the asked-for targets; z_mean (background,)
+    and root (background, background): mean of the control cells' backgrounds and Cholesky factor of their covariance;
+    pushed: for the graph that all conditions share, None where the graph depends on the condition; batch_share (batches,);
+    trained shifts and residuals of the training combinations.
+    """
+
+    shared: dict[str, Any]
+    z_mean: Tensor
+    root: Tensor
+    pushed: Pushed | None
     batch_share: Tensor
     trained_shift: Tensor
     trained_residual: Tensor
+
+    def push(self, story: Story, design: Tensor) -> Pushed:
+        """For one condition (1, targets), whose targets are those of `shared`."""
+        return self.pushed or push(story, self.z_mean, self.root, **story.edges(self.shared, design))
+
+
+def push(story: Story, z_mean: Tensor, root: Tensor, graph: Tensor, coupling: Tensor) -> Pushed:
+    """Multiply the graph out: L (latents, latents) and B (background, latents), or the same with one leading condition."""
+    graph, coupling = graph.reshape(graph.shape[-2:]), coupling.reshape(coupling.shape[-2:])
+    identity = torch.eye(graph.shape[0], dtype=graph.dtype, device=graph.device)
+    responsive = torch.linalg.solve_triangular((identity - graph).T, story.decoder.responsive, upper=True, unitriangular=True)
+    background = story.decoder.background + coupling @ responsive
+    programs = root.T @ background
+    return Pushed(responsive, programs, z_mean @ background, programs.square().sum(0))
 
 
 @torch.no_grad()
@@ -66,22 +94,19 @@ def draw_globals(
             centred = loc - z_mean
             covariance = (centred * weight.unsqueeze(1)).T @ centred + torch.diag(weight @ scale.square())
             root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(covariance)))
-            propagated = _propagated(story.decoder.responsive, g.graph)
-            background = story.decoder.background + g.coupling @ propagated
-            shared: dict[str, Any] = {
-                "effects": g.effects, "graph": g.graph, "coupling": g.coupling, "log_variance": g.log_variance,
-                "kappa": g.kappa, "composition": g.composition, "noise": g.noise,
-            }  # fmt: skip
+            with poutine.block(), poutine.condition(data=values):
+                shared = story.shared()
+            edges = story.edges(shared, story.design[:1])
+            varies = edges["graph"].dim() > 2 or edges["coupling"].dim() > 2
             if n_new_targets:
                 torch.manual_seed(_seed(seed, number, 1))
-                shared = _with_new_targets(guide, values, shared, n_new_targets)
+                shared = _with_new_targets(guide, values, n_new_targets)
             out.append(
                 GlobalDraw(
                     shared=shared,
-                    responsive=propagated,
-                    programs=root.T @ background,
-                    base=z_mean @ background,
-                    base_variance=((covariance @ background) * background).sum(0),
+                    z_mean=z_mean,
+                    root=root,
+                    pushed=None if varies else push(story, z_mean, root, **edges),
                     batch_share=share,
                     trained_shift=g.shift[story.combinations],
                     trained_residual=g.residual[story.combinations],
@@ -90,30 +115,23 @@ def draw_globals(
     return out
 
 
-def _propagated(loadings: Tensor, graph: Tensor) -> Tensor:
-    """(I - L)^{-T} W: what one unit of source on a latent does to the predictor, shape (latents, genes)."""
-    identity = torch.eye(graph.shape[0], dtype=graph.dtype, device=graph.device)
-    return torch.linalg.solve_triangular((identity - graph).T, loadings, upper=True, unitriangular=True)
-
-
-def _with_new_targets(
-    guide: AmortizedGuide, values: dict[str, Tensor], shared: dict[str, Any], n: int
-) -> dict[str, Any]:
-    """Effects of `n` further targets from the prior, given this draw's hyperparameters."""
-    story = guide.story
-    per_target = {*story.model.effects.per_target, "log_variance"}
-    kept = {name: value for name, value in values.items() if name not in per_target}
-    design = story.design
-    story.design = torch.zeros(1, n, dtype=design.dtype, device=design.device)
+def _with_new_targets(guide: AmortizedGuide, values: dict[str, Tensor], n: int) -> dict[str, Any]:
+    """The story's shared values with `n` further targets, drawn from the prior given this draw's hyperparameters."""
+    story, design = guide.story, guide.story.design
+    own = {name: site.event_dim for name, site in guide.family.sites.items() if any(f.name == "targets" for f in site.plates)}
+    kept = {name: value for name, value in values.items() if name not in own}
     try:
+        story.design = torch.zeros(1, n, dtype=design.dtype, device=design.device)
+        with poutine.block(), poutine.trace() as new, poutine.condition(data=kept):
+            story.shared()
+        nodes: dict[str, Any] = new.trace.nodes
+        for name, event_dim in own.items():  # the plate of targets is dimension -2
+            kept[name] = torch.cat([values[name], nodes[name]["value"]], dim=-2 - event_dim)
+        story.design = torch.zeros(1, design.shape[1] + n, dtype=design.dtype, device=design.device)
         with poutine.block(), poutine.condition(data=kept):
-            new = story.shared()
+            return story.shared()
     finally:
         story.design = design
-    joined = dict(shared)
-    for name in ("effects", "log_variance"):
-        joined[name] = torch.cat([shared[name], new[name]])
-    return joined
 
 
 def _seed(seed: int, number: int, purpose: int) -> int:

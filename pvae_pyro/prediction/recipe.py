@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..guides import AmortizedGuide
 from ..story.likelihoods import Moments
-from .globals import GlobalDraw
+from .globals import GlobalDraw, Pushed
 
 FEW_CELLS = 30  # below this the normal approximation of a pseudobulk's finite-cell noise is not used
 
@@ -70,9 +70,10 @@ class Recipe:
         # cells share programs: that part of the finite-cell noise is common to genes, the rest is not
         noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
         low = noise.normal("programs", story.model.background)
-        programs = torch.stack([low[i] @ d.programs for i, d in enumerate(self.draws)])
+        pushed = self.pushed(row)
+        programs = torch.stack([low[i] @ p.programs for i, p in enumerate(pushed)])
         slope = story.model.likelihood.slope(eta, story.level)
-        common = slope.square() * torch.stack([d.base_variance for d in self.draws])
+        common = slope.square() * torch.stack([p.base_variance for p in pushed])
         rest = (spread - common).clamp_min(0).sqrt() * noise.normal("cells", eta.shape[1])
         return mean, mean + (slope * programs + rest) / n**0.5
 
@@ -88,12 +89,16 @@ class Recipe:
     def predictor(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and variance over cells of one condition's linear predictor, (draws, genes); v(u_d), (draws, latents)."""
         shift, residual, v = self.shift(row)
-        share, intercept = self.batch_share(row), self.guide.story.decoder.intercept
+        share, intercept, pushed = self.batch_share(row), self.guide.story.decoder.intercept, self.pushed(row)
         level = share @ intercept
-        eta = level + torch.stack([d.base + shift[i] @ d.responsive for i, d in enumerate(self.draws)]) + residual
+        eta = level + torch.stack([p.base + shift[i] @ p.responsive for i, p in enumerate(pushed)]) + residual
         between = (share @ intercept.square() - level.square()).clamp_min(0)
-        within = torch.stack([d.base_variance + v[i] @ d.responsive.square() for i, d in enumerate(self.draws)])
+        within = torch.stack([p.base_variance + v[i] @ p.responsive.square() for i, p in enumerate(pushed)])
         return eta, within + between, v
+
+    def pushed(self, row: int) -> list[Pushed]:
+        """What latents do to the predictor under this condition's graph, for every draw."""
+        return [d.push(self.guide.story, self.design[row : row + 1]) for d in self.draws]
 
     def shift(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         """m_d with its interaction (draws, latents), residual r_d (draws, genes) and v(u_d) (draws, latents)."""
@@ -135,12 +140,13 @@ class Recipe:
         for number in np.unique(draw_numbers):
             draw, rows = self.draws[number], np.flatnonzero(draw_numbers == number)
             n = len(rows)
-            z = torch.randn(n, len(draw.programs), generator=generator)
+            pushed = draw.push(story, self.design[row : row + 1])
+            z = torch.randn(n, len(pushed.programs), generator=generator)
             e = v[number].sqrt() * torch.randn(n, story.n_latents, generator=generator)
             batch = torch.multinomial(share[number], n, replacement=True, generator=generator)
             moved = intercept[batch] - share[number] @ intercept
             library = self.library[torch.randint(len(self.library), (n,), generator=generator)]
-            eta = mean[number] + moved + z @ draw.programs + e @ draw.responsive
+            eta = mean[number] + moved + z @ pushed.programs + e @ pushed.responsive
             out[rows] = story.model.likelihood.simulate(
                 eta, draw.shared["noise"], library, story.level, generator
             )

@@ -58,7 +58,7 @@ def predict(
     trained_rows = {fit.conditions[row]: i for i, row in enumerate(story.combinations)}
     library = torch.as_tensor(fit.library)
     with torch.no_grad():
-        centre = guide.loc["noise"].exp().double()
+        centre = guide.family.centre()["noise"].double()
         moments = fit.model.likelihood.moments(centre.to(loc.dtype), library, story.level)
     # a trained condition is predicted for its own batches, a new one for the screen's
     own = torch.stack(

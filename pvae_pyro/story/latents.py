@@ -15,7 +15,7 @@ class StructuralNormal(TorchDistribution):
     """z = L z + mean + eps, eps ~ Normal(0, scale): z = (I - L)^{-1}(mean + eps) by triangular solve.
 
     `mean` and `scale` (..., latents) belong to the noise, `graph` (latents, latents) is strictly lower triangular, so the
-    density needs no determinant: log p(z) = log Normal(z - L z; mean, scale).
+    density needs no determinant: log p(z) = log Normal(z - L z; mean, scale). `graph` may have one L for each row of `mean`.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -39,7 +39,7 @@ class StructuralNormal(TorchDistribution):
         return propagate(noise, self.graph)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        z = (value - value @ self.graph.T - self.mean_noise) / self.scale
+        z = (value - times(value, self.graph) - self.mean_noise) / self.scale
         return -(0.5 * z.square() + self.scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
     @property
@@ -47,9 +47,17 @@ class StructuralNormal(TorchDistribution):
         return propagate(self.mean_noise, self.graph)
 
 
+def times(z: Tensor, graph: Tensor) -> Tensor:
+    """L z for row vectors z (..., latents); `graph` (latents, latents), or one for each row (..., latents, latents)."""
+    return z @ graph.T if graph.dim() == 2 else (graph @ z.unsqueeze(-1)).squeeze(-1)
+
+
 def propagate(source: Tensor, graph: Tensor) -> Tensor:
-    """(I - L)^{-1} source for row vectors; `source` (..., latents), `graph` (latents, latents) strictly lower triangular."""
+    """(I - L)^{-1} source for row vectors (..., latents); `graph` as in `times`, strictly lower triangular."""
     identity = torch.eye(graph.shape[-1], dtype=graph.dtype, device=graph.device)
+    if graph.dim() > 2:
+        solve = torch.linalg.solve_triangular(identity - graph, source.unsqueeze(-1), upper=False, unitriangular=True)
+        return solve.squeeze(-1)
     flat = source.reshape(-1, source.shape[-1]).T
     solved = torch.linalg.solve_triangular(identity - graph, flat, upper=False, unitriangular=True)
     return solved.T.reshape(source.shape)

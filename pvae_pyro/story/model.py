@@ -67,8 +67,8 @@ class Globals:
     """One value of everything that is shared by cells."""
 
     effects: Tensor  # w (targets, latents)
-    graph: Tensor  # L (latents, latents)
-    coupling: Tensor  # B (background, latents): background -> responsive
+    graph: Tensor  # L (latents, latents), or (conditions, latents, latents) where it depends on u
+    coupling: Tensor  # B (background, latents): background -> responsive; (conditions, ...) where it depends on u
     log_variance: Tensor  # nu (targets, latents)
     kappa: Tensor  # (latents,)
     composition: dict[str, Tensor]
@@ -107,12 +107,15 @@ class Story(nn.Module):
     def n_latents(self) -> int:
         return int(self.effect_scale.shape[0])
 
+    def plates(self) -> Plates:
+        """Plates of the global sites, fresh for one run of the program."""
+        return Plates.make(self.design.shape[1], self.model.background, self.n_latents, len(self.noise_start))
+
     def shared(self) -> dict[str, Any]:
         """Sites shared by all cells but for those of single combinations."""
-        like, n_b = self.effect_scale, self.model.background
-        plates = Plates.make(self.design.shape[1], n_b, self.n_latents, len(self.noise_start))
+        like, n_b, plates = self.effect_scale, self.model.background, self.plates()
         w = self.model.effects.sample(plates, like)  # (targets, latents)
-        graph = self.model.graph.sample(plates, like)  # L, strictly lower triangular
+        graph = self.model.graph.sample(plates, like)  # edges of L, Eqs. 6-9
         with plates.background, plates.latents:
             coupling = pyro.sample(
                 "coupling", dist.Normal(like.new_zeros(n_b, len(like)), 0.1)
@@ -122,7 +125,7 @@ class Story(nn.Module):
                 "log_variance", dist.Normal(torch.zeros_like(w), 0.1)
             )  # v(u), shrunk to v(0) = 1
         kappa = self.model.interaction.sample(plates, like)
-        composition = self.model.composition.sample(like)
+        composition = self.model.composition.sample(plates, like)
         noise = self.model.likelihood.sample(plates, self.noise_start)
         return {"effects": w, "graph": graph, "coupling": coupling, "log_variance": nu, "kappa": kappa,
                 "composition": composition, "noise": noise}  # fmt: skip
@@ -157,7 +160,15 @@ class Story(nn.Module):
             eta, r = self.interact(shared, self.design[self.combinations])
             rows = torch.tensor(self.combinations, device=shift.device)
             shift, residual = shift.index_add(0, rows, eta), residual.index_copy(0, rows, r)
-        return Globals(shift=shift, residual=residual, **shared)
+        edges = self.edges(shared, self.design)
+        return Globals(shift=shift, residual=residual, **(shared | edges))
+
+    def edges(self, shared: dict[str, Any], design: Tensor) -> dict[str, Tensor]:
+        """L and B of conditions: `graph` and `coupling`, with a leading dimension of conditions only where they depend on u."""
+        part, values = self.model.graph, shared["graph"]
+        modulate = getattr(part, "background", None)
+        coupling = shared["coupling"] if modulate is None else modulate(values, design, shared["coupling"])
+        return {"graph": part.matrix(values, design), "coupling": coupling}
 
     def noise_variance(self, log_variance: Tensor, design: Tensor) -> Tensor:
         """v(u) with log v = sum_p u_p nu_p clipped to +-2 and v(0) = 1, shape (conditions, latents)."""
@@ -166,7 +177,9 @@ class Story(nn.Module):
     def responsive_law(self, g: Globals, z_b: Tensor, condition: Tensor) -> StructuralNormal:
         """p(z_r | z_b, u), Eq. 59, for cells with background z_b (cells, background) and condition index (cells,)."""
         scale = self.noise_variance(g.log_variance, self.design)[condition].sqrt()
-        return StructuralNormal(z_b @ g.coupling + g.shift[condition], g.graph, scale)
+        graph = g.graph if g.graph.dim() == 2 else g.graph[condition]
+        carried = z_b @ g.coupling if g.coupling.dim() == 2 else (z_b.unsqueeze(1) @ g.coupling[condition]).squeeze(1)
+        return StructuralNormal(carried + g.shift[condition], graph, scale)
 
     def forward(self, cells: Cells, index: Tensor | None = None) -> None:
         g = self.globals()

@@ -110,8 +110,8 @@ def test_interaction_is_the_total_shift_minus_what_composition_says(composition:
     story = build(PAIRS, effects=SpikeSlab(), composition=composition)
     guide = Amortized().build(story)
     with torch.no_grad():
-        guide.loc["effects"].copy_(torch.randn(3, 3))
-        guide.logits["gates"].fill_(2.0)
+        guide.family.loc["effects"].copy_(torch.randn(3, 3))
+        guide.family.logits["gates"].fill_(2.0)
         guide.combination_loc.copy_(torch.randn(2, 3))
         guide.combination_log_scale.fill_(-20.0)  # no spread: the total is its location in every draw
         guide.residual_log_scale.fill_(-20.0)
@@ -130,8 +130,8 @@ def test_interaction_is_the_total_shift_minus_what_composition_says(composition:
 def test_hard_gates_multiply_the_effects() -> None:
     guide = Amortized().build(build(PAIRS))
     with torch.no_grad():
-        guide.logits["gates"][0] = -50.0
-        guide.logits["gates"][1] = 50.0
+        guide.family.logits["gates"][0] = -50.0
+        guide.family.logits["gates"][1] = 50.0
         values = guide.sample_globals()
         g = guide.assemble(values)
     assert not g.effects[0].any()
@@ -222,11 +222,11 @@ class LinearGaussian:
             p.requires_grad_(False)
         with torch.no_grad():
             for name, value in known.items():
-                guide.loc[name].copy_(torch.as_tensor(value).expand_as(guide.loc[name]))
-                guide.log_scale[name].fill_(-12.0)
+                guide.family.loc[name].copy_(torch.as_tensor(value).expand_as(guide.family.loc[name]))
+                guide.family.log_scale[name].fill_(-12.0)
         guide.centre.copy_(story.decoder.intercept.detach())
         for name, p in guide.named_parameters():
-            learnt = name.startswith(("gain_", "log_scale_")) or name in ("loc.effects", "log_scale.effects")
+            learnt = name.startswith(("gain_", "log_scale_")) or name in ("family.loc.effects", "family.log_scale.effects")
             p.requires_grad_(learnt)
 
 
@@ -246,7 +246,7 @@ def train(world: LinearGaussian, steps: int) -> tuple[Tensor, Tensor]:
             optimiser.step()
             schedule.step()
             if step >= steps // 2:
-                kept.append((guide.loc["effects"].detach().clone(), guide.log_scale["effects"].detach().exp()))
+                kept.append((guide.family.loc["effects"].detach().clone(), guide.family.log_scale["effects"].detach().exp()))
     means, sds = zip(*kept, strict=True)
     return torch.stack(means).mean(0), torch.stack(sds).mean(0)
 
@@ -266,14 +266,14 @@ def test_at_the_conjugate_posterior_the_gradient_is_zero_and_elsewhere_it_is_not
     world = LinearGaussian()
     guide, n = world.guide, len(world.cells.condition)
     with torch.no_grad():
-        guide.loc["effects"].copy_(world.mean)
-        guide.log_scale["effects"].copy_(world.posterior_sd.log())
+        guide.family.loc["effects"].copy_(world.mean)
+        guide.family.log_scale["effects"].copy_(world.posterior_sd.log())
         guide.gain_responsive.copy_(world.story.decoder.responsive.T / world.sd.unsqueeze(1) ** 2 / (1 + world.strength))
         guide.log_scale_responsive.copy_(-0.5 * (1 + world.strength).log())
         guide.gain_background.zero_()
         guide.log_scale_background.zero_()  # the posterior of z_b is its prior
     elbo = TraceMeanField_ELBO()(world.story, guide)
-    watched = [guide.loc["effects"], guide.log_scale["effects"], guide.gain_responsive, guide.log_scale_responsive,
+    watched = [guide.family.loc["effects"], guide.family.log_scale["effects"], guide.gain_responsive, guide.log_scale_responsive,
                guide.log_scale_background]  # fmt: skip
 
     def z_scores(draws: int) -> Tensor:
@@ -288,7 +288,7 @@ def test_at_the_conjugate_posterior_the_gradient_is_zero_and_elsewhere_it_is_not
     with pyro.validation_enabled(False):
         assert z_scores(120).abs().max() < 4.2
         with torch.no_grad():
-            guide.log_scale["effects"] += 0.4
+            guide.family.log_scale["effects"] += 0.4
         assert z_scores(120)[4:8].min() > 4.2  # half too wide is seen for every effect
 
 

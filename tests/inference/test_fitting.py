@@ -63,7 +63,7 @@ def test_a_saved_fit_gives_the_same_draws(fitted: Fit, tmp_path: Path) -> None:
     again = Fit.load(fitted.save(tmp_path / "run"))
     same(again, fitted)
     same(again.at_start(), fitted.at_start())
-    assert not torch.equal(again.start_state["guide.loc.effects"], again.state["guide.loc.effects"])
+    assert not torch.equal(again.start_state["guide.family.loc.effects"], again.state["guide.family.loc.effects"])
     for field in dataclasses.fields(Fit):
         one, other = getattr(fitted, field.name), getattr(again, field.name)
         if isinstance(one, np.ndarray):
@@ -185,8 +185,8 @@ def test_fits_in_one_process_do_not_touch_each_other(screen: ScreenOf) -> None:
     again = quick(data)
     same(one, again)
     np.testing.assert_array_equal(draws(one), expected)
-    assert second.state["guide.loc.effects"].shape != one.state["guide.loc.effects"].shape or not torch.equal(
-        second.state["guide.loc.effects"], one.state["guide.loc.effects"]
+    assert second.state["guide.family.loc.effects"].shape != one.state["guide.family.loc.effects"].shape or not torch.equal(
+        second.state["guide.family.loc.effects"], one.state["guide.family.loc.effects"]
     )
     assert len(pyro.get_param_store()) == 0
     assert torch.equal(before[0], torch.get_rng_state())
@@ -261,7 +261,8 @@ def test_parts_train_without_a_warning_and_move_from_the_start(effects: object, 
     for name in HISTORY:
         assert len(one.history[name]) == 3 and np.isfinite(one.history[name]).all()
     moved = [n for n, t in one.state.items() if not torch.equal(t, one.start_state[n])]
-    assert {"story.decoder.responsive", "guide.gain_background", "guide.loc.effects", "guide.combination_loc"} <= set(moved)
+    globals_ = {"guide.family.loc.effects", "guide.combination_loc"}
+    assert {"story.decoder.responsive", "guide.gain_background"} | globals_ <= set(moved)
     assert not {"story.design", "story.effect_scale", "guide.centre"} & set(moved)
     assert np.isfinite(draws(one)).all()
     assert (one.history["gate_entropy"][-1] > 0) == isinstance(effects, SpikeSlab)

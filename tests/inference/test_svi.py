@@ -146,8 +146,8 @@ def test_leakage_sees_what_is_planted(screen: Callable[..., Screen]) -> None:
             for p in guide.parameters():
                 p.zero_()
             guide.centre.zero_()
-            guide.logits["gates"].fill_(20.0)
-            guide.loc["effects"].copy_(effects)
+            guide.family.logits["gates"].fill_(20.0)
+            guide.family.loc["effects"].copy_(effects)
             guide.gain_background[background_gene, 0] = 1.0
             guide.gain_responsive[:3] = torch.eye(3)
             for p in story.decoder.parameters():

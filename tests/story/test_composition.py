@@ -111,15 +111,15 @@ def test_sites_of_the_composition() -> None:
     like = torch.ones(2)
 
     def sites(part: Additive | Saturating) -> dict[str, float]:
-        trace = poutine.trace(part.sample).get_trace(like)
+        trace = poutine.trace(part.sample).get_trace(None, like)
         return {n: float(s["fn"].base_dist.scale) for n, s in trace.nodes.items() if s["type"] == "sample"}
 
     assert sites(Additive()) == {}
     assert sites(Additive(scale_spread=0.2)) == pytest.approx({"composition_scale": 0.2})
     assert sites(Saturating(scale_spread=0.1, capacity_spread=0.3)) == pytest.approx({"composition_scale": 0.1, "capacity": 0.3})
     assert sites(Saturating(scale_spread=0, capacity_spread=0.5)) == pytest.approx({"capacity": 0.5})
-    assert float(Additive(scale=0.8).sample(like)["scale"]) == pytest.approx(0.8)
-    law = poutine.trace(Saturating(capacity=3.5).sample).get_trace(like).nodes["capacity"]["fn"]
+    assert float(Additive(scale=0.8).sample(None, like)["scale"]) == pytest.approx(0.8)
+    law = poutine.trace(Saturating(capacity=3.5).sample).get_trace(None, like).nodes["capacity"]["fn"]
     assert isinstance(law, dist.LogNormal) and float(law.base_dist.loc) == pytest.approx(math.log(3.5))
 
 

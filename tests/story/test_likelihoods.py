@@ -15,7 +15,7 @@ from torch import Tensor
 from pvae_pyro.errors import InputError
 from pvae_pyro.story import Gaussian, NegativeBinomial
 from pvae_pyro.story.likelihoods import Likelihood
-from pvae_pyro.story.moments import count_moment_table, interpolate
+from pvae_pyro.story.likelihoods.table import count_moment_table, interpolate
 from pvae_pyro.story.plates import Plates
 
 ALL: list[Likelihood] = [Gaussian(), Gaussian(link="identity"), NegativeBinomial()]

@@ -1,26 +1,12 @@
-"""Alignment of the background of perturbed and control cells: a penalty on the guide, apart from the ELBO."""
+"""Squared distance of condition centroids."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
-from ..errors import InputError
-
-
-class Alignment(Protocol):
-    """Penalty on background posterior means, from condition-balanced samples."""
-
-    @property
-    def weight(self) -> float:
-        """Factor of the penalty beside the loss per cell."""
-        ...
-
-    def penalty(self, perturbed: Tensor, control: Tensor) -> Tensor:
-        """Scalar penalty; `perturbed` (conditions, cells, latents) and `control` (cells, latents) are means of q(z_b)."""
-        ...
+from .. import checks
 
 
 @dataclass(frozen=True)
@@ -34,10 +20,7 @@ class Centroid:
     weight: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise InputError(
-                f"weight must not be negative, but {self.weight} was given; 0 switches alignment off."
-            )
+        checks.not_negative(weight=self.weight)
 
     def penalty(self, perturbed: Tensor, control: Tensor) -> Tensor:
         within = _product_of_different(perturbed)  # (conditions,)
@@ -51,13 +34,3 @@ def _product_of_different(x: Tensor) -> Tensor:
     n = x.shape[-2]
     total = x.sum(-2).square().sum(-1)
     return (total - x.square().sum((-2, -1))) / (n * (n - 1))
-
-
-@dataclass(frozen=True)
-class NoAlignment:
-    """No penalty."""
-
-    weight: float = 0.0
-
-    def penalty(self, perturbed: Tensor, control: Tensor) -> Tensor:
-        return perturbed.new_zeros(())
