@@ -292,6 +292,45 @@ def evaluate(
 
 @app.command()
 @command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Folders of fits; the first is the reference.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the comparison to.")],
+    test: Annotated[
+        Path | None,
+        typer.Option(metavar="TEST.h5ad", help="Cells to score on (default: what all runs held out)."),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Posterior draws of each run.")] = 400,
+    seed: Annotated[int, typer.Option(help="Seed of the draws and of the resampling.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare fits on conditions none was trained on: paired differences with standard errors."""
+    from pvae_pyro import cli_compare as parts
+    from pvae_pyro.runs import open_run
+
+    _check_seed(seed)
+    if len(runs) < 2:
+        raise InputError("a comparison needs two runs or more, but one was given; name another RUN.")
+    outputs.check_new_folder(out, overwrite, parts.MARKER, parts.KIND)
+    opened, names = [open_run(run) for run in runs], parts.run_names(runs)
+
+    from pvae_pyro.evaluation.compare import compare as compare_fits
+    from pvae_pyro.inference import Fit
+
+    fits = [Fit.load(run.fit) for run in opened]
+    truth = parts.shared_held_out(opened, names) if test is None else _read_test(test, opened[0], fits[0])
+    if test is None:
+        typer.echo(f"Held out by all {len(runs)} runs: {len(truth.conditions)} conditions.")
+    found = compare_fits(dict(zip(names, fits, strict=True)), truth, draws=draws, seed=seed)
+    note = _note(test) if test else opened[0].facts["note"]
+    with outputs.staged(out) as (folder,):
+        parts.write_comparison(found, folder, names, test, draws, seed, note)
+    typer.echo(f"{found}\nThe comparison is in {out / 'comparison.md'}.")
+
+
+@app.command()
+@command()
 def simulate(
     out: Annotated[Path, typer.Option(metavar="SIM.h5ad", help="File to write.")],
     preset: Annotated[str, typer.Option(metavar="NAME", help="Which simulated world.")] = "default",

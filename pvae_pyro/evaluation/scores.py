@@ -26,6 +26,12 @@ from pvae_pyro.evaluation.metrics import (
     l2,
     mse_terms,
 )
+from pvae_pyro.evaluation.proper import (
+    LOG_SCORE_DRAWS,
+    energy_score,
+    log_score_normal,
+    log_score_samples,
+)
 
 if TYPE_CHECKING:
     from pvae_pyro.summary import ConditionSummary
@@ -33,7 +39,10 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 COVERAGES = tuple(f"coverage_{round(100 * level)}" for level in LEVELS)
-METRICS = ("l2", "delta_pearson", "mse_ratio", "crps", *COVERAGES)
+METRICS = ("l2", "delta_pearson", "mse_ratio", "crps", "energy_score", "log_score", *COVERAGES)
+SHOWN = ("l2", "delta_pearson", "mse_ratio", "crps", *COVERAGES)
+"""The metrics that the table of a report has columns for."""
+HIGHER_IS_BETTER = frozenset({"delta_pearson", "log_score"})
 PERFECT = "floor: perfect prediction"
 REPLICATE = "floor: measured replicate"
 _NUMERATOR, _DENOMINATOR = "mse_ratio_numerator", "mse_ratio_denominator"
@@ -53,15 +62,22 @@ def evaluate(
     predictions: Mapping[str, Prediction],
     control: tuple[ArrayLike, ArrayLike, int],
     seen_targets: Collection[str] | None = None,
+    scale: ArrayLike | None = None,
+    partial: Collection[str] = (),
 ) -> Scores:
     """Score predictions, whose rows are the conditions of ``truth``, against their measured means.
 
     control: mean (G,), within-condition variance (G,) and number of the *training* control cells, the
     reference of all shifts. seen_targets: targets trained as singles (default: all), which set the strata.
+    scale (G,): the unit of each gene in the energy score, from training (default: sd of the control cells).
     A control condition in truth is not scored. The CRPS of a point prediction is its mean absolute error;
     its coverage is left out. Coverage leaves out genes that are zero in the control and in every condition
-    of truth: any method covers those. Two floors from split halves stand beside the methods (see
-    ``metrics.Floor``). Raises InputError when nothing is left to score, ValueError when shapes disagree.
+    of truth: any method covers those. The energy score needs draws, the log score draws or an sd: its mean
+    runs over the genes to which every method that has one gives a width in every condition, so it depends on
+    the methods scored together. Methods named in partial, such as batches of another one's draws, take no
+    gene from the others: what they give no width is left out of their own score alone. Two floors from split
+    halves stand beside the methods (see ``metrics.Floor``). predictions are read once, in their order, and
+    not kept. Raises InputError when nothing is left to score, ValueError when shapes disagree.
     """
     design = np.asarray(truth.design) != 0
     n_targets = design.sum(axis=1)
@@ -77,8 +93,10 @@ def evaluate(
     noise0 = float(variance0.sum() / control[2])
     measured = np.asarray(truth.mean, float)[rows]
     informative = (mean0 != 0) | (measured != 0).any(axis=0)
+    unit = np.sqrt(variance0) if scale is None else np.asarray(scale, float)
 
     columns: list[tuple[str, str, Array]] = []
+    densities: dict[str, Array] = {}
     for method, prediction in predictions.items():
         if prediction.mean.shape != truth.mean.shape:
             raise ValueError(f"{method}: predicted {prediction.mean.shape}, measured {truth.mean.shape}")
@@ -97,6 +115,16 @@ def evaluate(
             (method, "crps", crps),
             *((method, name, covered[:, i]) for i, name in enumerate(COVERAGES) if covered.size),
         ]
+        if prediction.draws is not None:
+            energy = [
+                energy_score(prediction.draws[:, [row]], measured[[i]], unit) for i, row in enumerate(rows)
+            ]
+            columns.append((method, "energy_score", np.concatenate(energy)))
+        density = _log_density(prediction, rows, measured)
+        if density is not None:
+            densities[method] = density
+        del prediction  # the next one may be as large
+    columns += [(method, "log_score", values) for method, values in _log_scores(densities, partial).items()]
     floor = half_replicate_floor(truth, mean0)
     columns += [
         (PERFECT, "l2", floor.perfect_l2[rows]),
@@ -142,6 +170,32 @@ def _probabilistic(
     return crps, np.empty((len(rows), 0)) if point else covered
 
 
+def _log_density(prediction: Prediction, rows: NDArray[np.int64], measured: Array) -> Array | None:
+    """Log density of every measured value, (rows, G); None for points and for too few draws."""
+    if prediction.draws is not None:
+        if len(prediction.draws) < LOG_SCORE_DRAWS:
+            return None
+        return np.stack(
+            [log_score_samples(prediction.draws[:, row], y) for row, y in zip(rows, measured, strict=True)]
+        )
+    if prediction.sd is not None:
+        return log_score_normal(prediction.mean[rows], prediction.sd[rows], measured)
+    return None
+
+
+def _log_scores(densities: Mapping[str, Array], partial: Collection[str]) -> dict[str, Array]:
+    """Mean over genes, in nats per gene, (rows,), on the genes where no method lacks a density."""
+    found = {method: ~np.isnan(values).any(axis=0) for method, values in densities.items()}
+    whole = [genes for method, genes in found.items() if genes.any() and method not in partial]
+    if not whole:
+        return {}
+    common = np.logical_and.reduce(whole)
+    counted = {method: common & genes for method, genes in found.items()}
+    return {
+        method: densities[method][:, genes].mean(axis=1) for method, genes in counted.items() if genes.any()
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """One row per condition, method and metric; all else is computed from these rows, which a CSV can hold.
@@ -181,7 +235,7 @@ class Scores:
             keys, above, below = [], [], []
             for method in self.methods:
                 for metric in METRICS:
-                    terms = _terms(wide, method, metric)
+                    terms = metric_terms(wide, method, metric)
                     if terms is not None:
                         keys.append((name, method, metric))
                         above.append(terms[0])
@@ -216,7 +270,7 @@ class Scores:
                 f"Scores cover the strata {', '.join(names)}, which are never pooled: name one of them."
             )
         wide = self._wide(names[0])
-        found = [_terms(wide, name, metric) for name in (method, reference)]
+        found = [metric_terms(wide, name, metric) for name in (method, reference)]
         for name, terms in zip((method, reference), found, strict=True):
             if terms is None:
                 raise InputError(
@@ -259,7 +313,7 @@ class Scores:
         return rows.pivot(index="condition", columns=["method", "metric"], values="value")
 
 
-def _terms(wide: pd.DataFrame, method: str, metric: str) -> tuple[Array, Array] | None:
+def metric_terms(wide: pd.DataFrame, method: str, metric: str) -> tuple[Array, Array] | None:
     """Numerator and denominator (conditions,) whose ratio of sums is the metric; None without values."""
     if metric == "mse_ratio":
         if (method, _NUMERATOR) not in wide:
@@ -277,7 +331,7 @@ def _share_better(metric: str, values: Array, reference: Array) -> float:
     if metric == "mse_ratio":
         # both share their denominators, so the numerators alone decide
         first, second = values, reference
-    elif metric == "delta_pearson":
+    elif metric in HIGHER_IS_BETTER:
         first, second = -values, -reference
     elif metric in COVERAGES:
         level = LEVELS[COVERAGES.index(metric)]
@@ -288,10 +342,10 @@ def _share_better(metric: str, values: Array, reference: Array) -> float:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """``Scores.table`` as Markdown, one block per stratum: "mean (low to high)" per method and metric."""
+    """``Scores.table`` as Markdown, one block per stratum: "mean (low to high)" per method and metric SHOWN."""
     blocks = []
     for name, part in table.groupby("stratum", sort=False):
-        metrics = [metric for metric in METRICS if (part["metric"] == metric).any()]
+        metrics = [metric for metric in SHOWN if (part["metric"] == metric).any()]
         titles = [
             _TITLES.get(metric, f"{metric.removeprefix('coverage_')} % interval covers") for metric in metrics
         ]

@@ -72,7 +72,7 @@ def shift_figure(panels: Sequence[ShiftPanel], unit: str) -> Figure:
 
     Above 1,000 genes only those with the largest predicted or measured shift get an interval.
     """
-    figure, axes = _figure(3.7 * len(panels) + 0.4, 4.3, len(panels))
+    figure, axes = new_figure(3.7 * len(panels) + 0.4, 4.3, len(panels))
     for ax, panel in zip(axes, panels, strict=True):
         reach = np.maximum(np.abs(panel.measured), np.abs(panel.predicted))
         shown = np.argsort(-reach, kind="stable")[:_WITH_INTERVALS]
@@ -124,7 +124,7 @@ def error_figure(
     table = table.sort_values(["_block", first], ascending=[True, False], kind="stable")
     count = len(table)
     labelled = count <= _LABELLED
-    figure, (ax,) = _figure(7.4, 1.5 + min(0.17 * count, 0.15 * _LABELLED), 1)
+    figure, (ax,) = new_figure(7.4, 1.5 + min(0.17 * count, 0.15 * _LABELLED), 1)
     rows = np.arange(count)[::-1]
     ax.hlines(rows, 0, 1, transform=ax.get_yaxis_transform(), color="#eeeeee", linewidth=0.6, zorder=0)
     if floor is not None and np.isfinite(table["_floor"]).any():
@@ -168,7 +168,7 @@ def error_figure(
 def coverage_figure(levels: ArrayLike, curves: Sequence[CoverageCurve], subject: str) -> Figure:
     """Observed against nominal coverage of central intervals, with a 95 % bootstrap band each."""
     nominal = np.asarray(levels, float)
-    figure, (ax,) = _figure(4.8, 5.2, 1)
+    figure, (ax,) = new_figure(4.8, 5.2, 1)
     ax.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=(0, (1, 1)), label="calibrated")
     for curve, style in zip(curves, STYLES, strict=False):
         ax.fill_between(nominal, curve.low, curve.high, facecolor=style.colour, alpha=0.2, linewidth=0)
@@ -193,7 +193,7 @@ def coverage_figure(levels: ArrayLike, curves: Sequence[CoverageCurve], subject:
 
 def history_figure(history: Mapping[str, Sequence[float]]) -> Figure:
     """Loss and effect leakage per epoch; what was not recorded is left out and said."""
-    figure, (left, right) = _figure(8.6, 3.6, 2)
+    figure, (left, right) = new_figure(8.6, 3.6, 2)
     _series(left, history, {"loss": "training", "held_out_loss": "held-out cells"}, "loss (nats per cell)")
     _series(
         right,
@@ -258,10 +258,10 @@ def _values(history: Mapping[str, Sequence[float]], key: str) -> Array:
     return np.asarray(history.get(key, ()), dtype=float).reshape(-1)
 
 
-def _figure(width: float, height: float, panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure of its own, unknown to pyplot, with panels side by side."""
+def new_figure(width: float, height: float, panels: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of its own, unknown to pyplot, with panels side by side in some rows."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
+    axes = [figure.add_subplot(rows, -(-panels // rows), index + 1) for index in range(panels)]
     for ax in axes:
         ax.tick_params(labelsize=_SMALL)
         ax.xaxis.label.set_fontsize(_SMALL + 1)

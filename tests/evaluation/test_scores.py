@@ -180,7 +180,7 @@ def test_markdown_shows_a_block_per_stratum(world) -> None:  # type: ignore[no-u
     blocks = text.split("\n\n| method |")
     assert len(blocks) == 4 and text.startswith("both seen: 10 conditions")
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {len(s.METRICS) + 2}
+    assert {line.count("|") for line in lines} == {len(s.SHOWN) + 2}
     row = next(line for line in lines if line.startswith("| worse"))
     assert row.endswith("| - | - | - | - |")
     assert "nan" not in text
