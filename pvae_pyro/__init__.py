@@ -20,26 +20,38 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .evaluation import Prediction
     from .evaluation.baselines import baselines
+    from .evaluation.compare import Comparison, compare
+    from .evaluation.cross_validation import CrossValidation, cross_validate
     from .evaluation.scores import evaluate
-    from .guides import Amortized
+    from .guides import Amortized, Ensemble, Flow, LowRank, Map
     from .inference import Finding, Fit, FitSettings, NotFinite, fit
-    from .prediction import Contrast, Posterior
+    from .prediction import Contrast, Posterior, PriorSummary, ScreenPlan, SimulatedCells
     from .report import evaluate_run
     from .screen import ConditionSummary, Screen
     from .splits import Split, split_screen
     from .story import (
+        MMD,
         Additive,
+        Bilinear,
         CausalGraph,
         Centroid,
+        FixedGraph,
+        Full,
         Gaussian,
+        Horseshoe,
         Interaction,
+        LaplaceEffects,
+        Mixture,
+        ModulatedGraph,
         NegativeBinomial,
         NoAlignment,
         NoGraph,
         NormalEffects,
+        Pairwise,
         PerturbedVAE,
         Saturating,
         SpikeSlab,
+        StudentT,
     )
 
 try:
@@ -52,24 +64,30 @@ _WHERE = {
     "evaluation": ("Prediction",),
     "evaluation.scores": ("evaluate",),
     "evaluation.baselines": ("baselines",),
-    "guides": ("Amortized",),
+    "evaluation.compare": ("Comparison", "compare"),
+    "evaluation.cross_validation": ("CrossValidation", "cross_validate"),
+    "guides": ("Amortized", "Ensemble", "Flow", "LowRank", "Map"),
     "inference": ("Finding", "Fit", "FitSettings", "NotFinite", "fit"),
-    "prediction": ("Contrast", "Posterior"),
+    "prediction": ("Contrast", "Posterior", "PriorSummary", "ScreenPlan", "SimulatedCells"),
     "report": ("evaluate_run",),
     "screen": ("ConditionSummary", "Screen"),
     "splits": ("Split", "split_screen"),
     "story": (
-        "Additive", "CausalGraph", "Centroid", "Gaussian", "Interaction", "NegativeBinomial", "NoAlignment", "NoGraph",
-        "NormalEffects", "PerturbedVAE", "Saturating", "SpikeSlab",
+        "MMD", "Additive", "Bilinear", "CausalGraph", "Centroid", "FixedGraph", "Full", "Gaussian", "Horseshoe",
+        "Interaction", "LaplaceEffects", "Mixture", "ModulatedGraph", "NegativeBinomial", "NoAlignment", "NoGraph",
+        "NormalEffects", "Pairwise", "PerturbedVAE", "Saturating", "SpikeSlab", "StudentT",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "Additive", "Amortized", "CausalGraph", "Centroid", "ConditionSummary", "Contrast", "Finding", "Fit", "FitSettings",
-    "Gaussian", "InputError", "Interaction", "NegativeBinomial", "NoAlignment", "NoGraph", "NormalEffects", "NotFinite",
-    "PerturbedVAE", "Posterior", "Prediction", "Saturating", "Screen", "SpikeSlab", "Split", "__version__", "baselines",
-    "evaluate", "evaluate_run", "evaluation", "fit", "simulate", "split_screen",
+    "MMD", "Additive", "Amortized", "Bilinear", "CausalGraph", "Centroid", "Comparison", "ConditionSummary", "Contrast",
+    "CrossValidation", "Ensemble", "Finding", "Fit", "FitSettings", "FixedGraph", "Flow", "Full", "Gaussian",
+    "Horseshoe", "InputError", "Interaction", "LaplaceEffects", "LowRank", "Map", "Mixture", "ModulatedGraph",
+    "NegativeBinomial", "NoAlignment", "NoGraph", "NormalEffects", "NotFinite", "Pairwise", "PerturbedVAE", "Posterior",
+    "Prediction", "PriorSummary", "Saturating", "Screen", "ScreenPlan", "SimulatedCells", "SpikeSlab", "Split", "StudentT",
+    "__version__", "baselines", "compare", "cross_validate", "evaluate", "evaluate_run", "evaluation", "fit",
+    "simulate", "split_screen",
 ]  # fmt: skip
 
 

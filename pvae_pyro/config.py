@@ -114,7 +114,10 @@ def build(cls: type, table: Mapping[str, Any], where: str, ready: Mapping[str, A
 
 
 def named(value: Any, choices: Mapping[str, type], where: str) -> Any:
-    """One of several dataclasses: its name, or a table of its `name` and settings. Raises InputError."""
+    """One of several dataclasses: its name, or a table of its `name` and settings. Raises InputError.
+
+    A field with the metadata {"part": True} holds one of the same dataclasses, and is given in the same way.
+    """
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, Mapping):
         raise InputError(
@@ -125,8 +128,10 @@ def named(value: Any, choices: Mapping[str, type], where: str) -> Any:
     name = table["name"]
     if not isinstance(name, str) or name not in choices:
         raise InputError(f"{where} is {name!r}, which is unknown; the known names are {_list(choices)}.")
-    settings = {key: one for key, one in table.items() if key != "name"}
-    return build(choices[name], settings, f"{where} {name!r}")
+    settings, here = {key: one for key, one in table.items() if key != "name"}, f"{where} {name!r}"
+    inner = [key for key in _inner_parts(choices[name]) if key in settings]
+    ready = {key: named(settings.pop(key), choices, f"{here} {key}") for key in inner}
+    return build(choices[name], settings, here, ready)
 
 
 def settings_of(part: Any) -> dict[str, Any]:
@@ -136,7 +141,13 @@ def settings_of(part: Any) -> dict[str, Any]:
 
 def _described(part: Any, choices: Mapping[str, type]) -> dict[str, Any]:
     name = next(name for name, cls in choices.items() if type(part) is cls)
-    return {"name": name, **settings_of(part)}
+    inner = {key: _described(getattr(part, key), choices) for key in _inner_parts(type(part))}
+    return {"name": name, **settings_of(part), **inner}
+
+
+def _inner_parts(cls: type) -> list[str]:
+    """Names of the fields that hold a part themselves."""
+    return [field.name for field in dataclasses.fields(cls) if field.metadata.get("part")]
 
 
 def _plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KIND = "pvae_pyro run"
 MARKER = "run.json"
-FORMAT = 1
+FORMAT = 2
 _HELD_OUT = "held_out.npz"
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from pvae_pyro.config import Config, build, from_dict, load_config, named, to_dict, to_toml
 from pvae_pyro.errors import InputError
-from pvae_pyro.guides import Amortized
+from pvae_pyro.guides import GUIDES, Amortized, Ensemble, Flow, LowRank, Map
 from pvae_pyro.inference import FitSettings
-from pvae_pyro.story import PARTS, PerturbedVAE
+from pvae_pyro.story import PARTS, FixedGraph, PerturbedVAE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,8 @@ SCALARS = (
     | st.text(st.characters(exclude_categories=["Cs"]))
 )
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=0, max_size=6)
+GUIDE = st.sampled_from([Amortized(initial_scale=0.2), LowRank(rank=3), Flow(layers=1, largest=5), Map()])
+ANY_GUIDE = GUIDE | st.builds(Ensemble, n=st.integers(1, 9), member=GUIDE, resample=st.booleans())
 TABLES = st.recursive(
     st.dictionaries(KEYS, SCALARS | st.lists(SCALARS), max_size=4),
     lambda inner: st.dictionaries(KEYS, SCALARS | inner, max_size=4),
@@ -96,16 +98,17 @@ def _settings(part: Sample) -> dict[str, typing.Any]:
 @given(
     names=st.fixed_dictionaries({kind: st.sampled_from(sorted(choices)) for kind, choices in PARTS.items()}),
     responsive=st.none() | st.integers(1, 60),
+    guide=ANY_GUIDE,
     epochs=st.integers(0, 1000),
     rate=st.floats(1e-6, 1.0),
 )
 def test_a_configuration_goes_through_toml_and_json_unchanged(
-    names: dict[str, str], responsive: int | None, epochs: int, rate: float
+    names: dict[str, str], responsive: int | None, guide: Amortized | Ensemble, epochs: int, rate: float
 ) -> None:
     parts = {kind: PARTS[kind][name]() for kind, name in names.items()}
     config = Config(
         PerturbedVAE(**parts, responsive=responsive),
-        Amortized(initial_scale=0.2),
+        guide,
         FitSettings(epochs=epochs, learning_rate=rate),
     )
     assert from_dict(tomllib.loads(to_toml(to_dict(config)))) == config
@@ -142,6 +145,13 @@ def test_a_file_sets_what_it_names_and_nothing_else(tmp_path: Path) -> None:
     assert type(found.settings.learning_rate) is float
 
 
+def test_edges_go_through_a_file(tmp_path: Path) -> None:
+    text = "[story.graph]\nname = 'fixed'\nedges = [[0, 3], [2, 1]]\nweight = 0.5"
+    config = load_config(write(tmp_path, text))
+    assert config.model.graph == FixedGraph(edges=((0, 3), (2, 1)), weight=0.5)
+    assert load_config(write(tmp_path, to_toml(to_dict(config)))) == config
+
+
 def test_auto_leaves_a_size_to_the_program(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, '[story]\nresponsive = "auto"')).model.responsive is None
 
@@ -152,18 +162,28 @@ def test_auto_leaves_a_size_to_the_program(tmp_path: Path) -> None:
         ("[stroy]", ["'stroy'", "'story', 'guide', 'fit'"]),
         ("story = 3", ["story must be a table", "[story]"]),
         ("[story]\nefects = 'normal'", ["'efects'", "'effects'", "'likelihood'", "'responsive'"]),
-        ("[story]\neffects = 'laplace'", ["'laplace'", "'spike-slab', 'normal'"]),
-        ("[story]\neffects = 3", ["effects", "found 3", "'spike-slab', 'normal'"]),
+        ("[story]\neffects = 'cauchy'", ["'cauchy'", "'spike-slab', 'horseshoe', 'laplace', 'normal'"]),
+        ("[story]\neffects = 3", ["effects", "found 3", "'spike-slab', 'horseshoe', 'laplace', 'normal'"]),
         ("[story.effects]\ninclusion = 0.2", ["effects has no name", "'spike-slab'"]),
         ("[story.effects]\nname = 'spike-slab'\nslab = 1", ["'slab'", "'inclusion'"]),
         ("[story.effects]\nname = 'spike-slab'\ninclusion = 'often'", ["inclusion", "a number", "'often'"]),
         ("[story.effects]\nname = 'spike-slab'\ninclusion = 2.0", ["inclusion", "2.0"]),
         ("[story.effects]\nname = 'spike-slab'\nstrength = nan", ["strength", "nan"]),
         ("[story.likelihood]\nname = 'gaussian'\nlink = 'log'", ["link", "'log'", "'softplus'"]),
+        ("[story.graph]\nname = 'fixed'\nedges = [[0, 1.5]]", ["edges", "a whole number", "1.5"]),
+        ("[story.graph]\nname = 'fixed'\nedges = [[0, 1, 2]]", ["edges", "a list"]),
+        ("[story.graph]\nname = 'fixed'\nedges = [[0, 1], [1, 0]]", ["edges", "circle", "0 -> 1"]),
+        ("[story.graph]\nname = 'modulated'\nmodulation = -0.1", ["modulation", "-0.1"]),
         ("[story]\nresponsive = 2.5", ["responsive", "a whole number or 'auto'", "2.5"]),
         ("[story]\nresponsive = true", ["responsive", "True"]),
         ("[story]\nbackground = 'auto'", ["background", "a whole number", "'auto'"]),
-        ("[guide]\nname = 'diagonal'", ["'diagonal'", "'amortized'"]),
+        ("[guide]\nname = 'diagonal'", ["'diagonal'", "'amortized'", "'low-rank'", "'flow'", "'map'", "'ensemble'"]),
+        ("[guide]\nname = 'low-rank'\nrank = 0", ["rank", "0"]),
+        ("[guide]\nname = 'ensemble'\nmembers = 3", ["'members'", "'n'", "'member'", "'resample'"]),
+        ("[guide]\nname = 'ensemble'\nmember = 'diagonal'", ["'ensemble' member", "'diagonal'", "'low-rank'"]),
+        ("[guide]\nname = 'ensemble'\nmember = {name = 'flow', rank = 3}", ["member 'flow'", "'rank'", "'layers'"]),
+        ("[guide]\nname = 'ensemble'\nmember = {rank = 3}", ["member has no name"]),
+        ("[guide]\nname = 'ensemble'\nmember = 'ensemble'", ["ensemble itself"]),
         ("[fit]\nepoch = 3", ["'epoch'", "'epochs'", "'batch_size'"]),
         ("[fit]\nepochs = '3'", ["epochs", "a whole number", "'3'"]),
         ("[fit]\nepochs = -1", ["epochs", "-1"]),
@@ -195,6 +215,20 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_numbers_too_large_for_a_float_are_refused() -> None:
     with pytest.raises(InputError, match="a number"):
         build(Sample, {"weight": 10**400}, "[fit]")
+
+
+def test_a_member_is_named_as_any_guide_is(tmp_path: Path) -> None:
+    text = "[guide]\nname = 'ensemble'\nn = 3\nmember = {name = 'low-rank', rank = 10}"
+    found = load_config(write(tmp_path, text))
+    assert found.guide == Ensemble(n=3, member=LowRank(rank=10))
+    assert load_config(write(tmp_path, to_toml(to_dict(found)))) == found
+    assert load_config(write(tmp_path, "[guide]\nname = 'ensemble'\nmember = 'map'")).guide == Ensemble(member=Map())
+
+
+def test_every_guide_can_be_named_and_described() -> None:
+    for name, cls in GUIDES.items():
+        config = from_dict({"guide": {"name": name}})
+        assert config.guide == cls() and to_dict(config)["guide"]["name"] == name
 
 
 def test_every_shipped_part_can_be_named_and_described() -> None:

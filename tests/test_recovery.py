@@ -43,7 +43,7 @@ def linear() -> tuple[SimulatedScreen, pv.Fit, pv.ConditionSummary]:
             width = WIDTH * np.sqrt((FLOOR * world.world.effect_size) ** 2 + row**2 @ truth.effects**2)
             x[labels == name] += (width * generator.standard_normal(len(width))) @ truth.loadings_responsive.T
     world.adata.X = x.astype(np.float32)
-    interaction = pv.Interaction(width=WIDTH, width_spread=0.0, floor=FLOOR, outside=0.0, surprise_spread=0.0)
+    interaction = pv.Interaction(width=WIDTH * FLOOR, width_spread=0.0, growth=FLOOR**-2, outside=0.0, surprise_spread=0.0)
     model = pv.PerturbedVAE(composition=pv.Additive(), interaction=interaction, background=6, hidden=16,
                             likelihood=pv.Gaussian(link="identity"))  # fmt: skip
     return world, *fitted(world, model)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from .amortized import Amortized, AmortizedGuide
+from .ensemble import Ensemble
+from .flow import Flow
 from .gates import GateBernoulli
+from .low_rank import LowRank
+from .point import Map
 
 # Names of the guides in a TOML configuration.
-GUIDES: dict[str, type] = {"amortized": Amortized}
+GUIDES: dict[str, type] = {"amortized": Amortized, "low-rank": LowRank, "flow": Flow, "map": Map, "ensemble": Ensemble}
 
-__all__ = ["GUIDES", "Amortized", "AmortizedGuide", "GateBernoulli"]
+__all__ = ["GUIDES", "Amortized", "AmortizedGuide", "Ensemble", "Flow", "GateBernoulli", "LowRank", "Map"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -11,8 +13,11 @@ from pyro.distributions import Delta
 from torch import Tensor, nn
 from torch.distributions import register_kl
 
-from .gates import gate_law
+from ..errors import InputError
+from .gates import configurations, gate_law
 from .sites import Site, SitePlates
+
+MOST_ENUMERATED = 10  # gates: their sum has two to this power of terms
 
 
 class Family(nn.Module):
@@ -25,6 +30,7 @@ class Family(nn.Module):
         super().__init__()
         self.sites = {site.name: site for site in sites}
         self.loc, self.log_scale, self.logits = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        self._pinned: dict[str, Tensor] = {}
         for site in sites:
             if site.support is None:
                 p = site.centre.clamp(1e-4, 1 - 1e-4)
@@ -33,6 +39,11 @@ class Family(nn.Module):
                 loc = site.support.inv(site.centre)
                 self.loc[site.name] = nn.Parameter(loc.clone())
                 self.log_scale[site.name] = nn.Parameter(torch.full_like(loc, initial_scale).log())
+        if (n := sum(logits.numel() for logits in self._enumerated().values())) > MOST_ENUMERATED:
+            raise InputError(
+                f'the estimator "enumerate" sums over all settings of at most {MOST_ENUMERATED} gates, but targets times latents '
+                f'make {n} here; use estimator "reinmax" or "straight-through".'
+            )
 
     def laws(self) -> dict[str, Any]:
         """Distribution of every continuous site; a joint family states its auxiliary site here."""
@@ -42,10 +53,28 @@ class Family(nn.Module):
         """State every site and return the values by name."""
         values, plates, laws = {}, SitePlates(), self.laws()
         for name, site in self.sites.items():
-            law = gate_law(site.estimator, self.logits[name]) if site.is_gate else laws[name]
+            gate = site.is_gate
+            law = gate_law(site.estimator, self.logits[name], self._pinned.get(name)) if gate else laws[name]
             with plates.enter(site):
                 values[name] = pyro.sample(name, law)
         return values
+
+    def _enumerated(self) -> dict[str, Tensor]:
+        return {name: logits for name, logits in self.logits.items() if self.sites[name].estimator == "enumerate"}
+
+    def configurations(self) -> list[tuple[dict[str, Tensor], Tensor]]:
+        """Every setting of the gates whose estimator is "enumerate", for `pinned`, and its probability; may be none."""
+        gates = self._enumerated()
+        return list(configurations(gates)) if gates else []
+
+    @contextmanager
+    def pinned(self, gates: dict[str, Tensor]) -> Iterator[None]:
+        """Inside, these gates have these values in place of a draw."""
+        self._pinned = gates
+        try:
+            yield
+        finally:
+            self._pinned = {}
 
     def centre(self) -> dict[str, Tensor]:
         """Posterior centre of every site: medians, and inclusion probabilities for gates."""
@@ -81,6 +110,12 @@ class Family(nn.Module):
         site = self.sites.get(name)
         if site is not None and site.spread is not None:
             self.place(name, site.centre, site.spread)
+
+    def hold(self, name: str) -> None:
+        """Keep a site out of training: it stays as it was placed. An unknown name is passed over, as in `place`."""
+        for values in (self.loc, self.log_scale, self.logits):
+            if name in values:
+                values[name].requires_grad_(False)
 
 
 class Placed(Delta):

@@ -72,16 +72,20 @@ def read_sites(program: Callable[[], Any]) -> list[Site]:
 
 
 def _centre(prior: Any, value: Tensor) -> Tensor:
-    """Prior mean, or where it has none (heavy tails) a value that is surely inside the support."""
+    """Prior mean; where it has none (heavy tails) the median or mode, or else the value drawn, which is surely in the support."""
     if isinstance(prior, dist.LogNormal):
         return prior.loc.exp()  # the median: what the unconstrained scale is centred on
-    try:
-        mean = prior.mean
-    except NotImplementedError:
-        return value
-    if not bool(torch.isfinite(mean).all()):
-        return prior.median if hasattr(prior, "median") else value
-    return torch.as_tensor(mean)
+    inner = prior
+    while isinstance(inner, dist.Independent):
+        inner = inner.base_dist
+    for statistic in (lambda: prior.mean, lambda: inner.icdf(torch.full_like(value, 0.5)), lambda: prior.mode):
+        try:
+            centre = torch.as_tensor(statistic())
+        except NotImplementedError:
+            continue
+        if bool(torch.isfinite(biject_to(prior.support).inv(centre)).all()):  # a mode may lie on the edge of the support
+            return centre
+    return value
 
 
 class SitePlates:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,61 +14,40 @@ from ..guides.sites import Site, read_sites
 from ..story import Story
 
 FEWEST = 3  # combinations of measured singles below which the prior says more than they do
-LARGEST = 64  # unknowns up to which posterior sds are read off the curvature
+WEIGHTS = "pairing"  # the site that enters a composition linearly, by its `features`
+WIDTH_SPREAD = 0.5  # prior sd of the log of a width that all latents share; each latent's own is the model's
+
+
+@dataclass(frozen=True, eq=False)
+class Shifts:
+    """Closed-form shifts of the combinations whose targets were all measured alone.
+
+    singles, singles_variance (targets, latents): effects held fixed and their posterior variance; design (combinations, targets);
+    shifts and their sampling variance (combinations, latents).
+    """
+
+    singles: Tensor
+    singles_variance: Tensor
+    design: Tensor
+    shifts: Tensor
+    variance: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class ComposedStart:
-    """Site values with their sds on the unconstrained scale (None: as the prior has it), and what `compose` makes of them."""
+    """Site values with their sds on the unconstrained scale (None: as it is), and what `compose` makes of them.
+
+    kappa (latents,): interaction widths; stretch (combinations of `Shifts`,). None where too few combinations say anything.
+    """
 
     sites: dict[str, tuple[Tensor, Tensor | None]]
     values: dict[str, Any]
-    learnt: bool
+    kappa: Tensor | None
+    stretch: Tensor | None
 
     def compose(self, story: Story, design: Tensor, effects: Tensor) -> Tensor:
         """Mean effect (conditions, latents)."""
-        return story.model.composition.compose(self.values, design, effects, story.unit)
-
-
-def start_composition(
-    story: Story, singles: Tensor, design: Tensor, shifts: Tensor
-) -> ComposedStart:
-    """Posterior mode on the unconstrained scale, singles' effects held fixed.
-
-    singles (targets, latents); design (combinations, targets) and shifts (combinations, latents) of the combinations whose
-    targets were all measured alone. Misfits weigh alike in all latents: weighing them by their width would let the many small,
-    noisy effects pull the scale towards zero. Too few combinations leave every site at its prior.
-    """
-    sites = [site for site in composition_sites(story) if not site.is_gate]
-    u = [_inverse(site) for site in sites]
-    if not sites or len(design) < FEWEST:
-        values, _ = _stated(story, sites, u)
-        return ComposedStart({}, values, False)
-    def misfit(u: list[Tensor]) -> tuple[Tensor, Tensor]:
-        values, log_prior = _stated(story, sites, u)
-        made = story.model.composition.compose(values, design, singles, story.unit)
-        return (shifts - made).square(), log_prior
-
-    def energy(u: list[Tensor], weight: Tensor) -> Tensor:
-        square, log_prior = misfit(u)
-        return 0.5 * weight * square.sum() - log_prior
-
-    weight = _precision(shifts.square())
-    for _ in range(3):
-        u = _minimise(partial(energy, weight=weight), u)
-        with torch.no_grad():
-            weight = _precision(misfit(u)[0])
-    sd = _curvature(partial(energy, weight=weight), u)
-    values, _ = _stated(story, sites, u)
-    placed = {site.name: (_forward(site, one), spread) for site, one, spread in zip(sites, u, sd, strict=True)}
-    return ComposedStart(placed, values, True)
-
-
-def _precision(square: Tensor) -> Tensor:
-    """One over the variance of misfits (combinations, latents), times the number of latents that share it over all of them."""
-    by_latent = square.mean(0)
-    effective = by_latent.sum().square() / by_latent.square().sum().clamp_min(1e-12)
-    return effective / by_latent.sum().clamp_min(1e-12)
+        return story.model.composition.compose(self.values | story.axes(), design, effects, story.unit)
 
 
 def composition_sites(story: Story) -> list[Site]:
@@ -76,9 +55,147 @@ def composition_sites(story: Story) -> list[Site]:
     return read_sites(lambda: story.model.composition.sample(story.plates(), story.effect_scale))
 
 
+def start_composition(story: Story, data: Shifts) -> ComposedStart:
+    """Posterior mode of the composition's sites and of the interaction width, from the evidence of the shifts.
+
+    Effects of singles are held at their shrunken values, which leaves no pull of the scale towards zero. Interactions, stretch,
+    sampling noise and linear weights are integrated out in closed form, latent by latent, since the mode of a weight and
+    of its own scale together would be zero. Weights then have their exact posterior, in a basis where it nearly factorises.
+    """
+    _place_axes(story, data)
+    sites = [site for site in composition_sites(story) if not site.is_gate]
+    free = [site for site in sites if site.name != WEIGHTS]
+    start = [_inverse(site) for site in free]
+    if len(data.design) < FEWEST:
+        values, _ = _stated(story, sites, [_inverse(site) for site in sites])
+        return ComposedStart({}, values, None, None)
+    part = story.model.interaction
+    width = torch.tensor(max(part.width, 1e-3)).log()
+    u = _minimise(lambda v: _energy(story, data, free, v[:-1], v[-1], width), [*start, width])
+    sd = _curvature(lambda v: _energy(story, data, free, v[:-1], v[-1], width), u)
+    placed: dict[str, tuple[Tensor, Tensor | None]] = {
+        site.name: (_forward(site, one), spread) for site, one, spread in zip(free, u[:-1], sd[:-1], strict=True)
+    }
+    with torch.no_grad():
+        parts = _parts(story, data, free, u[:-1], u[-1])
+        stretch = parts.stretch(story.model.interaction.stretch)
+        misfit = parts.misfit - stretch.unsqueeze(1) * parts.composed
+        if parts.features is not None:
+            placed[WEIGHTS] = _weights(story, misfit, parts.noise, parts.features, parts.strength)
+            misfit = misfit - parts.features @ story.axes()["basis"] @ placed[WEIGHTS][0]
+        # half of a latent's own ratio, half of all: forty combinations do not tell every latent's width
+        ratio = (misfit.square() / parts.noise).mean(0)
+        kappa = u[-1].exp() * (0.5 * ratio / ratio.mean() + 0.5).sqrt()
+        values, _ = _stated(story, sites, [_placed_inverse(site, placed) for site in sites])
+    return ComposedStart(placed, values, kappa, stretch)
+
+
+def _place_axes(story: Story, data: Shifts) -> None:
+    if "directions" in story.axes():
+        axes = story.axes()["directions"]
+        _, _, right = torch.linalg.svd(story.unit * data.singles, full_matrices=False)
+        n = min(axes.shape[1], len(right))
+        axes[:, :n] = right[:n].T
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """The shifts of combinations as a Gaussian law, given unknowns: misfit ~ Normal(0, noise + weights + stretch).
+
+    misfit and independent variance `noise` (combinations, latents); `composed`, which stretch multiplies as a whole; features
+    (combinations, features) of the linear weights with prior sd `strength` (latents,), or None.
+    """
+
+    misfit: Tensor
+    noise: Tensor
+    composed: Tensor
+    features: Tensor | None
+    strength: Tensor
+
+    def covariance(self) -> Tensor:
+        """Of each latent, without stretch, (latents, combinations, combinations)."""
+        own = torch.diag_embed(self.noise.T)
+        if self.features is None:
+            return own
+        return own + self.strength.square().reshape(-1, 1, 1) * (self.features @ self.features.T)
+
+    def negative_log_density(self, stretch: float) -> Tensor:
+        """Stretch ties the latents of a combination together: a term of as many dimensions as combinations (Woodbury)."""
+        root = torch.linalg.cholesky(self.covariance())
+        log_det = root.diagonal(dim1=-2, dim2=-1).log().sum()
+        solved = torch.cholesky_solve(self.misfit.T.unsqueeze(-1), root).squeeze(-1)  # (latents, combinations)
+        square = 0.5 * (self.misfit.T * solved).sum()
+        if stretch == 0:
+            return square + log_det
+        inverse = torch.cholesky_inverse(root)
+        pull = stretch * (self.composed.T * solved).sum(0)
+        coupled = stretch**2 * torch.einsum("kd,kde,ke->de", self.composed.T, inverse, self.composed.T)
+        outer = torch.linalg.cholesky(coupled + torch.eye(len(pull)))
+        explained = torch.cholesky_solve(pull.unsqueeze(-1), outer).squeeze(-1)
+        return square + log_det - 0.5 * (pull * explained).sum() + outer.diagonal().log().sum()
+
+    def stretch(self, width: float) -> Tensor:
+        """Posterior mean of the stretch of each combination, (combinations,)."""
+        inverse = torch.linalg.inv(self.covariance())
+        pull = torch.einsum("kd,kde,ke->d", self.composed.T, inverse, self.misfit.T)
+        coupled = torch.einsum("kd,kde,ke->de", self.composed.T, inverse, self.composed.T)
+        return torch.linalg.solve(coupled + torch.eye(len(pull)) / max(width, 1e-6) ** 2, pull)
+
+
+def _energy(
+    story: Story, data: Shifts, sites: list[Site], u: list[Tensor], log_width: Tensor, centre: Tensor
+) -> Tensor:
+    """Negative log evidence of the shifts, less the log priors of what is varied."""
+    parts = _parts(story, data, sites, u, log_width)
+    _, log_prior = _stated(story, sites, u)
+    evidence = parts.negative_log_density(story.model.interaction.stretch)
+    return evidence - log_prior + 0.5 * ((log_width - centre) / WIDTH_SPREAD).square()
+
+
+def _parts(story: Story, data: Shifts, sites: list[Site], u: list[Tensor], log_width: Tensor) -> _Parts:
+    values, _ = _stated(story, sites, u)
+    part, interaction = story.model.composition, story.model.interaction
+    weights = values.get(WEIGHTS)
+    if weights is not None:
+        values = values | {WEIGHTS: torch.zeros_like(weights)}
+    every = values | story.axes()
+    composed = part.compose(every, data.design, data.singles, story.unit)
+    total = (data.design @ data.singles).square().sum(1).clamp_min(1e-12)
+    factor2 = composed.square().sum(1) / total
+    kappa = log_width.exp().expand(story.n_latents)
+    width = interaction.latent_width(kappa, story.effect_scale, data.design, data.singles)
+    surprise2 = math.exp(2 * interaction.surprise_spread**2)  # mean square of a factor whose median is 1
+    noise = data.variance + factor2.unsqueeze(1) * (data.design.square() @ data.singles_variance)
+    noise = noise + surprise2 * width.square()
+    features = None
+    if weights is not None and hasattr(part, "features"):
+        features = part.features(every | {"basis": torch.eye(len(weights))}, data.design, data.singles, story.unit)
+    strength = values.get("pairing_scale", torch.ones(())) * story.effect_scale
+    return _Parts(data.shifts - composed, noise, composed, features, strength)
+
+
+def _weights(
+    story: Story, misfit: Tensor, noise: Tensor, features: Tensor, strength: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Posterior mean and mean-field sd (features, latents) in the basis of `features`, which is put into the story."""
+    _, basis = torch.linalg.eigh(features.T @ features)
+    story.axes()["basis"].copy_(basis)
+    turned = features @ basis
+    precision = torch.einsum("df,dk,dg->kfg", turned, 1 / noise, turned)
+    precision = precision + torch.diag_embed((1 / strength.square()).unsqueeze(1).expand(-1, turned.shape[1]))
+    right = torch.einsum("df,dk->kf", turned, misfit / noise)
+    mean = torch.linalg.solve(precision, right.unsqueeze(-1)).squeeze(-1)
+    return mean.T, precision.diagonal(dim1=-2, dim2=-1).rsqrt().T
+
+
 def _inverse(site: Site) -> Tensor:
     assert site.support is not None
     return site.support.inv(site.centre).clone()
+
+
+def _placed_inverse(site: Site, placed: dict[str, tuple[Tensor, Tensor | None]]) -> Tensor:
+    assert site.support is not None
+    return site.support.inv(placed[site.name][0]) if site.name in placed else _inverse(site)
 
 
 def _forward(site: Site, u: Tensor) -> Tensor:
@@ -87,13 +204,13 @@ def _forward(site: Site, u: Tensor) -> Tensor:
 
 
 def _stated(story: Story, sites: list[Site], u: list[Tensor]) -> tuple[dict[str, Any], Tensor]:
-    """Values that `compose` needs at these unconstrained sites, and their log prior density there."""
+    """Values that `compose` needs at these unconstrained sites, and the log prior density of these sites there."""
     data, log_jacobian = {}, torch.zeros(())
     for site, one in zip(sites, u, strict=True):
         assert site.support is not None
         data[site.name] = site.support(one)
         log_jacobian = log_jacobian + site.support.log_abs_det_jacobian(one, data[site.name]).sum()
-    with poutine.block(), poutine.trace() as trace, poutine.condition(data=data):
+    with torch.random.fork_rng(devices=[]), poutine.block(), poutine.trace() as trace, poutine.condition(data=data):
         values = story.model.composition.sample(story.plates(), story.effect_scale)
     return values, trace.trace.log_prob_sum(lambda name, node: name in data) + log_jacobian
 
@@ -113,11 +230,9 @@ def _minimise(energy: Any, start: list[Tensor]) -> list[Tensor]:
     return [one.detach() for one in u]
 
 
-def _curvature(energy: Any, u: list[Tensor]) -> list[Tensor | None]:
-    """Posterior sds of each unknown from the inverse Hessian; None where there are too many unknowns."""
+def _curvature(energy: Any, u: list[Tensor]) -> list[Tensor]:
+    """Posterior sds of each unknown from the inverse Hessian."""
     sizes = [one.numel() for one in u]
-    if sum(sizes) > LARGEST:
-        return [None] * len(u)
 
     def flat(v: Tensor) -> Tensor:
         pieces = torch.split(v, sizes)

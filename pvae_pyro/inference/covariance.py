@@ -52,6 +52,10 @@ class CellVariation:
         """Share of each gene's variance (genes,) that the leading directions carry, at most 0.9."""
         return np.minimum((self.directions**2 * np.maximum(self.values - self.rest, 0)).sum(axis=1), 0.9)
 
+    def coordinates(self, axes: Array) -> Array:
+        """The map (G, K) from expression to its place along whitened `axes` (K, G): x @ coordinates is whiten(x) @ axes.T."""
+        return (self._root(axes) / self.sd).T
+
     def shared_variance(self, axes: Array) -> Array:
         """Share (K,) of the cells' variance along orthonormal whitened `axes` (K, G) that genes do not have each for itself.
 

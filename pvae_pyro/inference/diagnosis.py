@@ -114,10 +114,10 @@ def _convergence(fit: Fit) -> Finding:
 
 
 def _gates(fit: Fit) -> list[Finding]:
-    probabilities = fit.modules()[1].inclusion()
-    if probabilities is None:
+    probabilities = [p for one in fit.members if (p := one.modules()[1].inclusion()) is not None]
+    if not probabilities:
         return []
-    inclusion = float(probabilities.mean())
+    inclusion = float(np.mean([float(p.mean()) for p in probabilities]))
     level: Level = "look" if not 0.02 < inclusion < 0.98 else "fine"
     return [Finding("gates", level, f"{100 * inclusion:.0f} % of the gates are open on average.",
                     "" if level == "fine" else "Gates collapsed or saturated: compare with normal effects.")]  # fmt: skip

@@ -16,41 +16,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..guides import GUIDES, Amortized, AmortizedGuide
+from ..guides import GUIDES, Amortized, AmortizedGuide, Ensemble
+from ..guides.ensemble import restarts
 from ..screen import CONTROL, ConditionSummary, Screen
-from ..splits import validation_slice
 from ..story import PARTS, PerturbedVAE, Story
 from . import storage
-from .cells import CellStore
-from .starting import apply_start
-from .svi import FitSettings, Trainer
+from .edges import edges_table
+from .restart import State, Trained, train
+from .restart import build as build
+from .svi import FitSettings
 from .versions import versions
-from .warm_start import closed_form
 
 if TYPE_CHECKING:
     from ..prediction import Posterior
     from .diagnosis import Finding
 
 log = logging.getLogger("pvae_pyro")
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
     """Result of `fit`; immutable, self-contained (no file of the screen is needed again).
 
-    state and start_state: parameters after and before training. genes (G,) of the output, active (G,) those with a count in
-    training cells; controls: location and scale of q(z_b | x) of the control cells; library (cells,) of the training
-    cells, batch_counts (conditions, batches); training: condition summaries; known_targets: targets that may be asked for.
+    trained: what every run left, one but for ensembles. genes (G,) of the output, active (G,) those with a count in
+    training cells; library (cells,) of the training cells, batch_counts (conditions, batches); training: condition
+    summaries; known_targets: targets that may be asked for.
     """
 
     model: PerturbedVAE
-    guide: Amortized
+    guide: Amortized | Ensemble
     settings: FitSettings
     seed: int
-    history: dict[str, list[float]]
-    state: State
-    start_state: State
+    trained: tuple[Trained, ...]
     genes: NDArray[np.str_]
     active: NDArray[np.bool_]
     targets: tuple[str, ...]
@@ -60,14 +57,52 @@ class Fit:
     batches: tuple[str, ...]
     batch_counts: NDArray[np.float64]
     library: NDArray[np.float32]
-    controls: Tensor
-    start_controls: Tensor
-    n_cells: int
     scale: str
     training: ConditionSummary
     notices: tuple[str, ...]
     versions: dict[str, str]
     date: str
+
+    @property
+    def members(self) -> tuple[Fit, ...]:
+        """The fits whose draws are mixed: of an ensemble each run as a fit of its own, else this one."""
+        if len(self.trained) == 1:
+            return (self,)
+        return tuple(replace(self, guide=one.guide, seed=one.seed, trained=(one,)) for one in self.trained)
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """What was recorded after every epoch; of an ensemble the mean over members."""
+        names = self.trained[0].history
+        return {name: np.mean([one.history[name] for one in self.trained], axis=0).tolist() for name in names}
+
+    @property
+    def state(self) -> State:
+        """Parameters after training."""
+        return self._only.state
+
+    @property
+    def start_state(self) -> State:
+        """Parameters before training."""
+        return self._only.start_state
+
+    @property
+    def controls(self) -> Tensor:
+        """Location and scale of q(z_b | x) of the control cells, (cells, 2 * background)."""
+        return self._only.controls
+
+    @property
+    def n_cells(self) -> int:
+        """Cells trained on, without those of the validation."""
+        return self._only.n_cells
+
+    @property
+    def _only(self) -> Trained:
+        if len(self.trained) > 1:
+            raise InputError(
+                f"an ensemble of {len(self.trained)} members has no parameters of its own; take one of fit.members."
+            )
+        return self.trained[0]
 
     def predict(
         self,
@@ -78,9 +113,10 @@ class Fit:
     ) -> Posterior:
         """Posterior predictions of conditions, in the order asked; order of targets inside a name never matters.
 
-        `draws` joint draws of all globals. `n_cells`: cells of the measured pseudobulk, for all or by canonical name; default
-        the condition's own number if it was trained, else the median of the trained perturbations. Raises InputError for an
-        unknown target, a repeated condition, no draws or a non-positive number of cells.
+        `draws` joint draws of all globals; of an ensemble with n members every member gives draws / n, and where that is no
+        whole number the first ones give one more. `n_cells`: cells of the measured pseudobulk, for all or by canonical name;
+        default the condition's own number if it was trained, else the median of the trained perturbations. Raises InputError for
+        an unknown target, a repeated condition, no draws or a non-positive number of cells.
         """
         from ..prediction import predict
 
@@ -96,8 +132,7 @@ class Fit:
 
     def at_start(self) -> Fit:
         """The same fit before training: the closed-form start, 0 epochs."""
-        first = {name: values[:1] for name, values in self.history.items()}
-        return replace(self, state=self.start_state, controls=self.start_controls, history=first)
+        return replace(self, trained=tuple(one.at_start() for one in self.trained))
 
     def modules(self) -> tuple[Story, AmortizedGuide]:
         """Story and guide with the fitted parameters, in evaluation mode on the CPU."""
@@ -111,52 +146,62 @@ class Fit:
                 int(self.active.sum()),
                 rank,
             )
-            guide = self.guide.build(story)
+            guide = self._only.guide.build(story)
         story.load_state_dict(_part(self.state, "story."))
         guide.load_state_dict(_part(self.state, "guide."))
         return story.eval(), guide.eval()
 
     def effects_table(self, draws: int = 200, seed: int = 0) -> pd.DataFrame:
-        """Latent effects w: target, latent, mean, sd, inclusion (probability of the hard gate; 1 without gates)."""
-        from ..prediction.globals import draw_globals
+        """Latent effects w: target, latent, mean, sd, inclusion (probability of the hard gate; 1 without gates).
 
-        _, guide = self.modules()
-        loc, scale = self.controls.chunk(2, -1)
-        drawn = draw_globals(
-            guide,
-            (loc[:1], scale[:1]),
-            torch.as_tensor(self.batch_counts.sum(0), dtype=loc.dtype),
-            0,
-            draws,
-            seed,
-        )
-        w = torch.stack([d.shared["effects"] for d in drawn]).numpy()
+        Latents of an ensemble's members are not the same ones: its table has one block for each, numbered by `member`.
+        """
+        if len(self.trained) > 1:
+            return _blocks([one.effects_table(draws, seed) for one in self.members])
+        guide, shared = self._shared_draws(draws, seed)
+        w = torch.stack([one["effects"] for one in shared]).numpy()
         open_gates = guide.inclusion()
         inclusion = np.ones(w.shape[1:]) if open_gates is None else open_gates.numpy()
         index = pd.MultiIndex.from_product([self.targets, range(w.shape[2])], names=["target", "latent"])
         values = {"mean": w.mean(0).ravel(), "sd": w.std(0).ravel(), "inclusion": inclusion.ravel()}
         return pd.DataFrame(values, index=index).reset_index()
 
+    def edges_table(self, draws: int = 200, seed: int = 0) -> pd.DataFrame:
+        """Edges of the latent graph at control: source, target, probability (of the hard gate), mean and sd of the weight (zero
+        where the gate is closed), identified, note. One row for each edge that the latent order allows.
+
+        A fit cannot know whether its edges mean something: identified is False and the note says "not identified". What restarts
+        say is `agreeing_edges(fits)`. Members of an ensemble have blocks of their own, as in `effects_table`.
+        """
+        if len(self.trained) > 1:
+            return _blocks([one.edges_table(draws, seed) for one in self.members])
+        return edges_table(*self._shared_draws(draws, seed))
+
+    def _shared_draws(self, draws: int, seed: int) -> tuple[AmortizedGuide, list[dict[str, Any]]]:
+        """The guide, and the story's shared values in the draws that predictions with this seed use."""
+        from ..prediction.globals import draw_globals
+
+        _, guide = self.modules()
+        loc, scale = self.controls.chunk(2, -1)
+        batches = torch.as_tensor(self.batch_counts.sum(0), dtype=loc.dtype)
+        return guide, [d.shared for d in draw_globals(guide, (loc[:1], scale[:1]), batches, 0, draws, seed)]
+
     def save(self, folder: str | Path) -> Path:
-        """Write to a new folder: safetensors, npz and JSON, no pickle."""
+        """Write to a new folder: safetensors, npz and JSON, no pickle; members of an ensemble have folders of their own."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=False)
-        storage.save_tensors(path / "state.safetensors", self.state)
-        storage.save_tensors(path / "start.safetensors", self.start_state)
         arrays = {
             "genes": np.asarray(self.genes), "active": self.active, "design": self.design, "batch_counts": self.batch_counts,
-            "library": self.library, "controls": self.controls.numpy(), "start_controls": self.start_controls.numpy(),
+            "library": self.library,
         }  # fmt: skip
         storage.save_arrays(path / "screen.npz", arrays)
         storage.save_arrays(path / "training.npz", self.training.arrays())
         plain = (
             "seed",
-            "history",
             "targets",
             "known_targets",
             "conditions",
             "batches",
-            "n_cells",
             "scale",
             "notices",
             "versions",
@@ -164,6 +209,8 @@ class Fit:
         )
         data: dict[str, Any] = {name: getattr(self, name) for name in plain}
         data |= {name: storage.part_to_dict(getattr(self, name)) for name in ("model", "guide", "settings")}
+        places = _member_places(path, len(self.trained))
+        data["members"] = [one.save(place) for one, place in zip(self.trained, places, strict=True)]
         storage.save_json(path / "fit.json", data)
         return path
 
@@ -178,22 +225,20 @@ class Fit:
             data[name] = storage.part_from_dict(data[name], known)
         for name in ("targets", "known_targets", "conditions", "batches", "notices"):
             data[name] = tuple(data[name])
-        data["history"] = {
-            k: [float("nan") if x is None else x for x in v] for k, v in data["history"].items()
-        }
         arrays: dict[str, Any] = storage.load_arrays(path / "screen.npz")
-        for name in ("controls", "start_controls"):
-            arrays[name] = torch.from_numpy(arrays[name])
         training = ConditionSummary.from_arrays(storage.load_arrays(path / "training.npz"))
-        state, start = (storage.load_tensors(path / f"{n}.safetensors") for n in ("state", "start"))
-        return cls(state=state, start_state=start, training=training, **arrays, **data)
+        members = data.pop("members")
+        plan = restarts(data["guide"], data["seed"])
+        runs = zip(_member_places(path, len(members)), plan, members, strict=True)
+        trained = tuple(Trained.load(place, one.guide, facts) for place, one, facts in runs)
+        return cls(trained=trained, training=training, **arrays, **data)
 
 
 def fit(
     model: PerturbedVAE,
     screen: Screen,
     *,
-    guide: Amortized | None = None,
+    guide: Amortized | Ensemble | None = None,
     settings: FitSettings | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -203,12 +248,13 @@ def fit(
 ) -> Fit:
     """Fit the story to every cell of `screen` (split it first: `split_screen`).
 
-    Warm start in closed form, then SVI; see FitSettings. `checkpoint`: a folder that gets the state after every epoch and from
-    which an interrupted fit goes on, bit for bit. `known_targets`: further targets that predictions may be asked for.
+    Warm start in closed form, then SVI; see FitSettings. With an `Ensemble` for a guide, all of that for every member, one
+    after the other. `checkpoint`: a folder that gets the state after every epoch and from which an interrupted fit goes on,
+    bit for bit. `known_targets`: further targets that predictions may be asked for.
     Raises InputError for a screen that cannot be fitted and NotFinite when the loss stops being finite.
     """
     guide, settings = guide or Amortized(), settings or FitSettings()
-    _check(model, screen, seed)
+    check_screen(model, screen, seed)
     where = choose_device(device)
     used = np.asarray(abs(screen.expression).sum(axis=0)).ravel() > 0
     if not used.all():
@@ -218,38 +264,22 @@ def fit(
             len(used),
         )
     inner = screen if used.all() else screen.select_genes([str(g) for g in screen.genes[used]])
-    rows, held_out = validation_slice(inner, settings.validation, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        story, amortized = _build(model, guide, settings, inner, rows)
-        start_state = _state(story, amortized)
-        observes = model.likelihood.observes
-        store, other = CellStore(inner, rows, observes, where), CellStore(inner, held_out, observes, where)
-        trainer = Trainer(story, amortized, store, other, settings, seed)
-        controls = CellStore(
-            inner, np.flatnonzero(inner.condition == inner.conditions.index(CONTROL)), observes, where
-        )
-        start_controls = _background(amortized, controls)
-        from .checkpoints import resume_from, save_checkpoint
-
-        if checkpoint is not None:
-            resume_from(Path(checkpoint), trainer)
-        if settings.epochs:
-            trainer.run(
-                (lambda t: save_checkpoint(Path(checkpoint), t)) if checkpoint is not None else None, progress
-            )
-        else:
-            trainer.record(float("nan"), float("nan"))
-        final_controls = _background(amortized, controls)
+    plan = restarts(guide, seed)
+    names = [f"fit {i + 1}/{len(plan)}" for i in range(len(plan))] if len(plan) > 1 else ["fit"]
+    places = [None] * len(plan) if checkpoint is None else _member_places(Path(checkpoint), len(plan))
+    trained = tuple(
+        train(model, inner, one, settings, where, place, progress, name)
+        for one, place, name in zip(plan, places, names, strict=True)
+    )
     counts = np.zeros((len(screen.conditions), len(screen.batches)))
     np.add.at(counts, (screen.condition, screen.batch), 1.0)
     return Fit(
-        model=model, guide=guide, settings=settings, seed=seed, history=trainer.history, state=_state(story, amortized),
-        start_state=start_state, genes=np.asarray(screen.genes).astype(str), active=used, targets=screen.targets,
+        model=model, guide=guide, settings=settings, seed=seed, trained=trained,
+        genes=np.asarray(screen.genes).astype(str), active=used, targets=screen.targets,
         known_targets=tuple(sorted({*screen.targets, *known_targets})), conditions=screen.conditions,
         design=np.asarray(screen.design, dtype=np.float32), batches=screen.batches, batch_counts=counts,
-        library=screen.library.astype(np.float32), controls=final_controls, start_controls=start_controls, n_cells=len(rows),
-        scale=screen.scale, training=screen.summary(), notices=screen.notices, versions=versions(), date=date.today().isoformat(),
+        library=screen.library.astype(np.float32), scale=screen.scale, training=screen.summary(), notices=screen.notices,
+        versions=versions(), date=date.today().isoformat(),
     )  # fmt: skip
 
 
@@ -264,7 +294,8 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _check(model: PerturbedVAE, screen: Screen, seed: int) -> None:
+def check_screen(model: PerturbedVAE, screen: Screen, seed: int) -> None:
+    """Raise InputError for a screen that cannot start this model."""
     if seed < 0:
         raise InputError(f"seed must not be negative, but {seed} was given.")
     if CONTROL not in screen.conditions or len(screen.conditions) < 2:
@@ -277,34 +308,14 @@ def _check(model: PerturbedVAE, screen: Screen, seed: int) -> None:
         )
 
 
-def _build(
-    model: PerturbedVAE, guide: Amortized, settings: FitSettings, screen: Screen, rows: NDArray[np.int64]
-) -> tuple[Story, AmortizedGuide]:
-    start = closed_form(model, screen, rows) if settings.warm_start else None
-    rank = start.rank if start is not None else (model.responsive or min(30, len(screen.targets)))
-    design = torch.as_tensor(np.asarray(screen.design, dtype=np.float32))
-    story = Story(model, design, len(rows), len(screen.batches), screen.n_genes, rank)
-    amortized = guide.build(story)
-    if start is not None:
-        apply_start(start, story, amortized)
-    return story, amortized
+def _member_places(folder: Path, n: int) -> list[Path]:
+    """A folder for each of n runs: the folder itself for one, else one inside it for each."""
+    return [folder] if n == 1 else [folder / f"member-{i}" for i in range(n)]
 
 
-def _background(guide: AmortizedGuide, store: CellStore) -> Tensor:
-    """Location and scale of q(z_b | x), (cells, 2 * background), on the CPU."""
-    out = []
-    with torch.no_grad():
-        for first in range(0, len(store), 2048):
-            cells = store.take(np.arange(first, min(first + 2048, len(store))))
-            out.append(torch.cat(guide.background(cells), -1))
-    return torch.cat(out).cpu()
-
-
-def _state(story: Story, guide: AmortizedGuide) -> State:
-    tensors = {f"story.{k}": v for k, v in story.state_dict().items()} | {
-        f"guide.{k}": v for k, v in guide.state_dict().items()
-    }
-    return {name: t.detach().cpu().clone() for name, t in tensors.items()}
+def _blocks(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of an ensemble's members under each other, numbered by `member`."""
+    return pd.concat(tables, keys=range(len(tables)), names=["member", None]).reset_index("member").reset_index(drop=True)
 
 
 def _part(state: State, prefix: str) -> State:

@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ..guides import AmortizedGuide
 from ..story import Story
-from .composing import ComposedStart, composition_sites, start_composition
+from .composing import WEIGHTS, ComposedStart, Shifts, composition_sites, start_composition
 from .effect_start import start_effects
+from .responding import of_responding
 from .warm_start import Start
 
 
@@ -23,6 +23,10 @@ def apply_start(start: Start, story: Story, guide: AmortizedGuide) -> None:
     def put(target: Tensor, value: object) -> None:
         target.copy_(torch.as_tensor(np.array(value), dtype=target.dtype))
 
+    for name, (value, spread) in start.penetrance.items():
+        guide.family.place(name, value, spread)
+    rate = guide.assemble(guide.central_values()).rate
+    start = of_responding(start, rate.double().numpy())
     put(story.unit, start.unit)
     put(story.effect_scale, start.scale)
     put(story.noise_start, start.noise)
@@ -35,11 +39,12 @@ def apply_start(start: Start, story: Story, guide: AmortizedGuide) -> None:
     put(guide.centre, np.broadcast_to(start.centre, guide.centre.shape))
     put(guide.gene_sd, start.variation.sd)
     _posterior_maps(start, guide, put)
-    composition = _effects(start, story, guide)
-    _combinations(start, story, guide, composition, put)
+    _combinations(start, story, guide, *_effects(start, story, guide), put)
     sd = 1 / math.sqrt(2 * story.n_cells)
     guide.family.place("noise", start.noise, np.full_like(start.noise, sd))
     guide.family.place("coupling", sd=0.02)
+    for name in getattr(story.model.graph, "at_prior", ()):
+        guide.family.follow_prior(name)
     guide.family.place("log_variance", sd=0.05)
 
 
@@ -63,19 +68,21 @@ def _posterior_maps(start: Start, guide: AmortizedGuide, put) -> None:  # type: 
     put(guide.log_scale_background, -0.5 * np.log(np.diag(lambda_b)))
 
 
-def _effects(start: Start, story: Story, guide: AmortizedGuide) -> ComposedStart:
-    """Effects and gates at the closed-form shifts; the composition that carries them to combinations."""
+def _effects(start: Start, story: Story, guide: AmortizedGuide) -> tuple[ComposedStart, Tensor]:
+    """Effects and gates at the closed-form shifts; the composition that carries them to combinations, and those it was read off."""
     design, scores = story.design, torch.as_tensor(start.scores, dtype=story.unit.dtype)
     variance = torch.as_tensor(start.score_sd**2, dtype=story.unit.dtype)
     targets = (design != 0).sum(1)
     known = (design[targets == 1] != 0).any(0)
     measured = (targets >= 2) & ~(design[:, ~known] != 0).any(1)
     singles = _least_squares(design[targets == 1], scores[targets == 1], 1 / variance[targets == 1].mean(1))
-    composition = start_composition(story, singles, design[measured], scores[measured])
+    sampling = torch.stack([variance[design[:, p] != 0].min(0).values for p in range(design.shape[1])])
+    slab = story.effect_scale.square()
+    data = Shifts(singles, sampling * slab / (sampling + slab), design[measured], scores[measured], variance[measured])
+    composition = start_composition(story, data)
     w = singles if bool(known.all()) else _with_unmeasured(story, composition, singles, scores, variance, known)
-    sd = torch.stack([variance[design[:, p] != 0].min(0).values for p in range(design.shape[1])]).sqrt()
-    start_effects(story, guide.family, w, sd)
-    return composition
+    start_effects(story, guide.family, w, sampling.sqrt())
+    return composition, measured
 
 
 def _least_squares(design: Tensor, shifts: Tensor, weight: Tensor) -> Tensor:
@@ -103,7 +110,9 @@ def _with_unmeasured(
     return w
 
 
-def _combinations(start: Start, story: Story, guide: AmortizedGuide, composition: ComposedStart, put) -> None:  # type: ignore[no-untyped-def]
+def _combinations(  # type: ignore[no-untyped-def]
+    start: Start, story: Story, guide: AmortizedGuide, composition: ComposedStart, measured: Tensor, put
+) -> None:
     """Composition, interactions and their width: at the prior without combinations, else where their shifts put them."""
     family, part = guide.family, story.model.interaction
     for site in composition_sites(story):
@@ -114,14 +123,16 @@ def _combinations(start: Start, story: Story, guide: AmortizedGuide, composition
     rows = story.combinations
     if not rows:
         return
-    scores = torch.as_tensor(start.scores[rows], dtype=story.unit.dtype)
     put(guide.combination_loc, start.scores[rows])
     put(guide.combination_log_scale, np.log(start.score_sd[rows]))
-    design, w = story.design[rows], start_values(guide)["effects"]
-    made = composition.compose(story, design, w)
-    h = part.latent_width(torch.ones_like(story.unit), story.effect_scale, design, w)
-    ratio = ((scores - made) / h).square().mean(0)
-    family.place("kappa", (0.5 * ratio + 0.5 * ratio.mean()).clamp_min(1e-6).sqrt(), max(part.width_spread / 3, 1e-3))
+    if composition.kappa is not None and composition.stretch is not None:
+        guide.stretch_loc[measured[rows]] = composition.stretch
+        guide.stretch_log_scale.fill_(math.log(max(0.5 * part.stretch, 1e-3)))
+        family.place("kappa", composition.kappa, max(part.width_spread / 3, 1e-3))
+        # SVI would move these on: independent factors for w and composition raised the ELBO and the error of unseen pairs
+        for name in ("kappa", *composition.sites):
+            if name != WEIGHTS:
+                family.hold(name)
 
 
 def start_values(guide: AmortizedGuide) -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ def part_to_dict(part: Any) -> Any:
 
 def part_from_dict(data: Any, known: dict[str, type]) -> Any:
     """Inverse of `part_to_dict` for classes in `known` (by class name)."""
+    if isinstance(data, list):  # JSON has no tuples, frozen parts have no lists
+        return tuple(part_from_dict(value, known) for value in data)
     if not isinstance(data, dict):
         return data
     name = data.get("class")

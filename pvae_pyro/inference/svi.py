@@ -15,12 +15,13 @@ import pyro
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from ..errors import InputError
 from ..guides import AmortizedGuide
 from ..screen import CONTROL
-from ..story import Story
+from ..story import Cells, Story
 from .cells import BalancedSampler, CellStore, background_means
 from .leakage import measure_leakage
 
@@ -87,7 +88,10 @@ class Trainer:
         self.device = store.device
         self.story, self.guide, self.settings = story.to(self.device), guide.to(self.device), settings
         self.store, self.held_out = store, held_out
-        self.sampler = BalancedSampler(store)
+        wants = story.model.alignment
+        self.sampler = BalancedSampler(
+            store, paired=getattr(wants, "paired", False), matched=getattr(wants, "matched", False)
+        )
         self.generator = np.random.default_rng(seed)
         self.elbo = TraceMeanField_ELBO()(story, guide)
         decoder = story.decoder
@@ -122,7 +126,26 @@ class Trainer:
             warnings.filterwarnings(
                 "ignore", message="Encountered NaN"
             )  # Pyro's; NotFinite says it and stops
-            return self.elbo(cells, index) / self.story.n_cells
+            return self._negative_elbo(cells, index) / self.story.n_cells
+
+    def _negative_elbo(self, cells: Cells, index: Tensor) -> Tensor:
+        """Exact over the gates that are enumerated: sum over their settings s of q(s) times the loss given s."""
+        family, devices = self.guide.family, [self.device] if self.device.type == "cuda" else []
+        settings = family.configurations()
+        if not settings:
+            return self.elbo(cells, index)
+
+        def given(gates: dict[str, Tensor]) -> Tensor:
+            with family.pinned(gates):
+                return self.elbo(cells, index)
+
+        total = torch.zeros((), device=self.device)
+        for number, (gates, probability) in enumerate(settings):
+            # all but the last put the noise back: it is the same in every term, and cancels in their differences
+            with torch.random.fork_rng(devices, enabled=number + 1 < len(settings)):
+                # a thousand graphs would not fit into memory: each is made again on the way back
+                total = total + probability * checkpoint(given, gates, use_reentrant=False)
+        return total
 
     def alignment(self) -> Tensor:
         """Alignment penalty from one balanced draw (unbiased), before its weight."""
@@ -148,18 +171,23 @@ class Trainer:
         self.optimiser.step()
         return float(loss.detach()), float(penalty.detach())
 
-    def run(self, on_epoch: Callable[[Trainer], None] | None = None, progress: bool = True) -> None:
-        """Train to `settings.epochs`; `on_epoch` is called after each one. Raises NotFinite with the last good state restored."""
+    def run(
+        self, on_epoch: Callable[[Trainer], None] | None = None, progress: bool = True, name: str = "fit"
+    ) -> None:
+        """Train to `settings.epochs`; `on_epoch` is called after each one, `name` stands at the progress bar.
+
+        Raises NotFinite with the last good state restored.
+        """
         # Pyro's argument checks cost a fifth of a step and would raise on the first non-finite value, before we can say so.
         with pyro.validation_enabled(False):
-            self._run(on_epoch, progress)
+            self._run(on_epoch, progress, name)
 
-    def _run(self, on_epoch: Callable[[Trainer], None] | None, progress: bool) -> None:
+    def _run(self, on_epoch: Callable[[Trainer], None] | None, progress: bool, name: str) -> None:
         total = self.settings.epochs
         steps = max(math.ceil(len(self.store) / self.settings.batch_size), 1)
         if self.epoch == 0:
             self.record(float("nan"), float("nan"))
-        bar = tqdm(total=total, initial=self.epoch - 1, desc="fit", unit="epoch", disable=not progress)
+        bar = tqdm(total=total, initial=self.epoch - 1, desc=name, unit="epoch", disable=not progress)
         while self.epoch - 1 < total:
             good = copy.deepcopy((self.story.state_dict(), self.guide.state_dict()))
             losses, penalties = [], []

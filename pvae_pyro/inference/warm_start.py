@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..screen import CONTROL, Screen
 from ..story.model import PerturbedVAE
 from .covariance import CellVariation, cell_variation
+from .responding import along_shifts
 from .rotation import varimax
 from .shrinkage import shrink
 
@@ -38,6 +39,8 @@ class Start:
     outside: Array  # (genes,) unit of what combinations do outside the decoder's span
     level: Array  # (genes,) control mean
     variation: CellVariation
+    # sites of the penetrance by name: value and sd on the unconstrained scale; none where it says nothing of them
+    penetrance: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def rank(self) -> int:
@@ -95,7 +98,7 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
         explained = np.minimum((outside**2).sum(axis=0), (solve.widest * slope) ** 2) + (responsive**2).sum(
             axis=0
         )
-        noise = np.sqrt(np.maximum(variation.sd**2 - explained, 0.1 * variation.sd**2))
+        noise = _noise_of(model, np.sqrt(np.maximum(variation.sd**2 - explained, 0.1 * variation.sd**2)), mean0)
     responsive = responsive / slope
     # where a gene is hardly seen the slope says little: no more spread of the predictor than the likelihood can bear
     widest = solve.widest
@@ -125,7 +128,23 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
         outside=np.minimum(variation.sd / slope, 5 * np.maximum(widest, 0.1)),
         level=mean0,
         variation=variation,
+        penetrance=_penetrance(model, screen, rows, variation),
     )
+
+
+def _penetrance(
+    model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64], variation: CellVariation
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Sites of the penetrance, where the part can tell them from cells along the shift of their condition."""
+    find = getattr(model.penetrance, "start", None)
+    if find is None:
+        return {}
+    condition, control = screen.condition[rows], screen.conditions.index(CONTROL)
+    along = along_shifts(variation, screen.expression[rows], condition, screen.batch[rows], control)
+    sites: dict[str, tuple[torch.Tensor, torch.Tensor]] = find(
+        torch.as_tensor(along), torch.as_tensor(condition), torch.as_tensor(screen.design)
+    )
+    return sites
 
 
 def _matched_prior(
@@ -160,7 +179,7 @@ def _noise(
         identity = getattr(model.likelihood, "link", "") == "identity"
         # softplus(b eta) / b = m has slope 1 - exp(-b m), and b m is at least a half
         slope = np.ones_like(mean0) if identity else -np.expm1(-np.maximum(mean0, 0.5))
-        return variation.sd * np.sqrt(1 - variation.common), slope
+        return _noise_of(model, variation.sd * np.sqrt(1 - variation.common), mean0), slope
     assert screen.counts is not None
     control = rows[screen.condition[rows] == screen.conditions.index(CONTROL)]
     counts, library = screen.counts[control].astype(np.float64), screen.library[control] / 1e4
@@ -172,6 +191,12 @@ def _noise(
     # the background latents carry their part of the overdispersion
     inverse = 1 / np.clip(excess * (1 - variation.common), 0.02, 20)
     return inverse, np.maximum(rate / (1 + rate), 1e-3)
+
+
+def _noise_of(model: PerturbedVAE, sd: Array, level: Array) -> Array:
+    """Noise of the likelihood (genes,) that has this sd; the sd itself, unless the part says otherwise."""
+    convert = getattr(model.likelihood, "noise_of", None)
+    return sd if convert is None else np.asarray(convert(torch.as_tensor(sd), torch.as_tensor(level)))
 
 
 class _Inverse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from ..guides import AmortizedGuide
 from ..story import Story
+from ..story.latents import carried
 
 
 @dataclass(frozen=True, eq=False)
 class Pushed:
-    """What latents do to the predictor once the graph is multiplied out.
+    """What latents do to the predictor once the graph is multiplied out, perhaps with a leading dimension of draws.
 
     responsive (latents, genes) = (I - L)^{-T} W_r; programs (background, genes): what independent standard normals do to the
     predictor of control backgrounds; base and base_variance (genes,) of the predictor over these, batches apart.
@@ -47,19 +49,27 @@ class GlobalDraw:
     trained_shift: Tensor
     trained_residual: Tensor
 
-    def push(self, story: Story, design: Tensor) -> Pushed:
-        """For one condition (1, targets), whose targets are those of `shared`."""
-        return self.pushed or push(story, self.z_mean, self.root, **story.edges(self.shared, design))
-
 
 def push(story: Story, z_mean: Tensor, root: Tensor, graph: Tensor, coupling: Tensor) -> Pushed:
-    """Multiply the graph out: L (latents, latents) and B (background, latents), or the same with one leading condition."""
-    graph, coupling = graph.reshape(graph.shape[-2:]), coupling.reshape(coupling.shape[-2:])
-    identity = torch.eye(graph.shape[0], dtype=graph.dtype, device=graph.device)
-    responsive = torch.linalg.solve_triangular((identity - graph).T, story.decoder.responsive, upper=True, unitriangular=True)
+    """Multiply L (latents, latents) and B (background, latents) out; any of the four may have leading draws."""
+    responsive = carried(story.decoder.responsive, graph, story.order)
     background = story.decoder.background + coupling @ responsive
-    programs = root.T @ background
-    return Pushed(responsive, programs, z_mean @ background, programs.square().sum(0))
+    programs = root.mT @ background
+    base = (z_mean.unsqueeze(-2) @ background).squeeze(-2)
+    return Pushed(responsive, programs, base, programs.square().sum(-2))
+
+
+def push_draws(story: Story, draws: Sequence[GlobalDraw], design: Tensor) -> list[Pushed]:
+    """Of every draw for one condition (1, targets), whose targets are those of `shared`; one batch, since draws are many."""
+    shared = [d.pushed for d in draws if d.pushed is not None]
+    if len(shared) == len(draws):
+        return shared
+    edges = [story.edges(d.shared, design) for d in draws]
+    # either may not depend on the condition and then has no leading one
+    graph, coupling = (torch.stack([e[n].reshape(e[n].shape[-2:]) for e in edges]) for n in ("graph", "coupling"))
+    all_ = push(story, torch.stack([d.z_mean for d in draws]), torch.stack([d.root for d in draws]), graph, coupling)
+    parts = zip(all_.responsive, all_.programs, all_.base, all_.base_variance, strict=True)
+    return [Pushed(*part) for part in parts]
 
 
 @torch.no_grad()
@@ -82,7 +92,7 @@ def draw_globals(
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         for number in range(draws):
             # one seed a draw and one for its new targets: asking for an untrained target must not move the others
-            torch.manual_seed(_seed(seed, number, 0))
+            torch.manual_seed(draw_seed(seed, number, 0))
             with poutine.block():
                 values = guide.sample_globals()
             g = guide.assemble(values)
@@ -99,7 +109,7 @@ def draw_globals(
             edges = story.edges(shared, story.design[:1])
             varies = edges["graph"].dim() > 2 or edges["coupling"].dim() > 2
             if n_new_targets:
-                torch.manual_seed(_seed(seed, number, 1))
+                torch.manual_seed(draw_seed(seed, number, 1))
                 shared = _with_new_targets(guide, values, n_new_targets)
             out.append(
                 GlobalDraw(
@@ -134,7 +144,8 @@ def _with_new_targets(guide: AmortizedGuide, values: dict[str, Tensor], n: int) 
         story.design = design
 
 
-def _seed(seed: int, number: int, purpose: int) -> int:
+def draw_seed(seed: int, number: int, purpose: int) -> int:
+    """A seed of one draw and purpose: 0 its globals, 1 targets never trained, 2 cells of a prior, 3 loadings of a plan."""
     return int(
         np.random.SeedSequence([seed, number, purpose]).generate_state(1, np.uint64)[0] >> np.uint64(1)
     )

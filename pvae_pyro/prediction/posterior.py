@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..labels import parse_request
+from .mixture import RecipeMixture
 from .recipe import Recipe, condition_seed
 
 Array = NDArray[np.float32]
@@ -70,7 +71,7 @@ class Posterior:
     results are reduced block by block and repeat bit for bit.
     """
 
-    recipe: Recipe
+    recipe: Recipe | RecipeMixture
     genes: NDArray[np.str_]
     active: NDArray[np.bool_]
     scale: str
@@ -162,8 +163,7 @@ class Posterior:
         names = (self.conditions[row],) * n  # the same draws of everything, the batch shares among it
         # all parts with the combination's own batches, so that the interaction is not one of batches
         own = recipe.own_batches[row].expand(n, -1)
-        parts = replace(
-            recipe,
+        parts = recipe.asking(
             conditions=names,
             design=rows,
             trained=np.full(n, -1),
@@ -187,9 +187,9 @@ class Posterior:
 
     def _latent(self, row: int) -> Array:
         recipe = self.recipe
-        one = replace(recipe, conditions=recipe.conditions[row : row + 1], design=recipe.design[row : row + 1],
-                      trained=recipe.trained[row : row + 1], n_cells=recipe.n_cells[row : row + 1],
-                      own_batches=recipe.own_batches[row : row + 1])  # fmt: skip
+        one = recipe.asking(conditions=recipe.conditions[row : row + 1], design=recipe.design[row : row + 1],
+                            trained=recipe.trained[row : row + 1], n_cells=recipe.n_cells[row : row + 1],
+                            own_batches=recipe.own_batches[row : row + 1])  # fmt: skip
         out = np.zeros((self.n_draws, len(self.genes)), dtype=np.float32)
         out[:, self.active] = next(iter(one.blocks()))[1][:, 0].numpy()
         return out

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +15,25 @@ from torch import Tensor
 
 from ..guides import AmortizedGuide
 from ..story.likelihoods import Moments
-from .globals import GlobalDraw, Pushed
+from .globals import GlobalDraw, Pushed, push_draws
 
 FEW_CELLS = 30  # below this the normal approximation of a pseudobulk's finite-cell noise is not used
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """Cells of one condition that are alike: those that respond, or those that escaped.
+
+    rate (draws, 1) share of the condition's cells; eta and variance (draws, genes) of their linear predictor; v(u) (draws, latents);
+    `purpose` marks the random numbers that are theirs alone.
+    """
+
+    purpose: str
+    rate: Tensor
+    pushed: list[Pushed]
+    eta: Tensor
+    variance: Tensor
+    v: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +42,7 @@ class Recipe:
 
     design (conditions, targets): trained targets first, then new ones; trained (conditions,): row among the training
     combinations, or -1 where the interaction is drawn from its prior; n_cells (conditions,); own_batches (conditions, batches): a
-    trained condition's cells by batch, else zero; library (cells,) of training cells.
+    trained condition's cells by batch, else zero; library (cells,) of training cells; escape: False as if every cell responded.
     """
 
     guide: AmortizedGuide
@@ -39,17 +55,19 @@ class Recipe:
     moments: Moments
     library: Tensor
     seed: int
+    escape: bool = True
 
-    @torch.no_grad()
+    def asking(self, **rows: Any) -> Recipe:
+        """The same draws for other conditions: new values of some of the fields that have one entry for each."""
+        return replace(self, **rows)
+
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(which conditions, latent mean, measured pseudobulk), each (draws, conditions of the block, genes)."""
-        # the block's arrays stay below some 400 MB, whatever is asked for
-        size = int(np.clip(12_000_000 // (len(self.draws) * len(self.guide.story.spread)), 1, 64))
-        for start in range(0, len(self.conditions), size):
-            chosen = slice(start, min(start + size, len(self.conditions)))
-            yield chosen, *self._block(chosen)
+        return in_blocks(self.block, len(self.conditions), len(self.draws), len(self.guide.story.spread))
 
-    def _block(self, chosen: slice) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def block(self, chosen: slice) -> tuple[Tensor, Tensor]:
+        """Latent mean and measured pseudobulk of some conditions, each (draws, conditions, genes)."""
         shape = (len(self.draws), chosen.stop - chosen.start, len(self.guide.story.spread))
         latent, measured = torch.empty(shape), torch.empty(shape)
         for i, row in enumerate(range(chosen.start, chosen.stop)):
@@ -62,20 +80,54 @@ class Recipe:
         On its own and of its own targets only: the last bits of a product depend on its number of rows, so that conditions
         computed together would move each other by them.
         """
-        story, n = self.guide.story, int(self.n_cells[row])
-        eta, variance, _ = self.predictor(row)
-        mean, spread = self.moments(eta, variance, torch.stack([d.shared["noise"] for d in self.draws]))
+        n, kinds = int(self.n_cells[row]), self.kinds(row)
+        noise = torch.stack([d.shared["noise"] for d in self.draws])
+        moments = [self.moments(kind.eta, kind.variance, noise) for kind in kinds]
+        latent = sum(kind.rate * mean for kind, (mean, _) in zip(kinds, moments, strict=True))
+        assert isinstance(latent, Tensor)
         if n < FEW_CELLS:
-            return mean, self._few_cells(row, n)
-        # cells share programs: that part of the finite-cell noise is common to genes, the rest is not
+            return latent, self._few_cells(row, n)
+        measured = torch.zeros_like(latent)
+        for kind, share, (mean, spread) in zip(kinds, self._counted(row, kinds, n), moments, strict=True):
+            # the mean of the n * share cells of this kind, in its part of the whole
+            measured = measured + (share * mean + share.sqrt() * self._cell_noise(row, kind, spread) / n**0.5)
+        return latent, measured
+
+    def _cell_noise(self, row: int, kind: Kind, spread: Tensor) -> Tensor:
+        """Noise of one cell, (draws, genes): cells share programs, so that this part is common to genes, the rest is not."""
+        story = self.guide.story
         noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
-        low = noise.normal("programs", story.model.background)
-        pushed = self.pushed(row)
-        programs = torch.stack([low[i] @ p.programs for i, p in enumerate(pushed)])
-        slope = story.model.likelihood.slope(eta, story.level)
-        common = slope.square() * torch.stack([p.base_variance for p in pushed])
-        rest = (spread - common).clamp_min(0).sqrt() * noise.normal("cells", eta.shape[1])
-        return mean, mean + (slope * programs + rest) / n**0.5
+        low = noise.normal("programs" + kind.purpose, story.model.background)
+        programs = torch.stack([low[i] @ p.programs for i, p in enumerate(kind.pushed)])
+        slope = story.model.likelihood.slope(kind.eta, story.level)
+        common = slope.square() * torch.stack([p.base_variance for p in kind.pushed])
+        return slope * programs + (spread - common).clamp_min(0).sqrt() * noise.normal("cells" + kind.purpose, spread.shape[1])
+
+    def _counted(self, row: int, kinds: list[Kind], n: int) -> list[Tensor]:
+        """Shares of the kinds among n cells, each (draws, 1): how many respond is common to all genes."""
+        if len(kinds) == 1:
+            return [kinds[0].rate]
+        generator = torch.Generator().manual_seed(condition_seed(self.conditions[row], self.seed, "responding"))
+        rate = kinds[0].rate.double()
+        share = (torch.binomial(torch.full_like(rate, n), rate, generator=generator) / n).to(kinds[0].rate)
+        return [share, 1 - share]
+
+    def kinds(self, row: int) -> list[Kind]:
+        """The cells of a condition that respond, and those that escaped where any do."""
+        story, pushed, rate = self.guide.story, self.pushed(row), self.rate(row)
+        kinds = [Kind("", rate, pushed, *self.predictor(row, pushed))]
+        if bool((rate < 1).any()):
+            control = push_draws(story, self.draws, torch.zeros_like(self.design[row : row + 1]))
+            kinds.append(Kind(" escaped", 1 - rate, control, *self.predictor(row, control, responds=False)))
+        return kinds
+
+    def rate(self, row: int) -> Tensor:
+        """Share of a condition's cells that respond, (draws, 1)."""
+        part, present = self.guide.story.model.penetrance, torch.nonzero(self.design[row]).flatten()
+        design = self.design[row, present].unsqueeze(0)
+        if not self.escape:
+            return design.new_ones(len(self.draws), 1)
+        return torch.stack([part.rate(d.shared["penetrance"][present], design) for d in self.draws])
 
     def batch_share(self, row: int) -> Tensor:
         """Batch shares (draws, batches): Bayesian bootstrap of a trained condition's own, else the draw's."""
@@ -86,10 +138,17 @@ class Recipe:
         gamma = torch._standard_gamma(counts.clamp_min(1e-6), generator=generator)
         return gamma / gamma.sum(-1, keepdim=True)
 
-    def predictor(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance over cells of one condition's linear predictor, (draws, genes); v(u_d), (draws, latents)."""
+    def predictor(
+        self, row: int, pushed: list[Pushed] | None = None, responds: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance over cells of one condition's linear predictor, (draws, genes); v(u_d), (draws, latents).
+
+        Of its cells that respond, or of those that escaped: control cells with the condition's batches and residual.
+        """
         shift, residual, v = self.shift(row)
-        share, intercept, pushed = self.batch_share(row), self.guide.story.decoder.intercept, self.pushed(row)
+        if not responds:
+            shift, v = torch.zeros_like(shift), torch.ones_like(v)
+        share, intercept, pushed = self.batch_share(row), self.guide.story.decoder.intercept, pushed or self.pushed(row)
         level = share @ intercept
         eta = level + torch.stack([p.base + shift[i] @ p.responsive for i, p in enumerate(pushed)]) + residual
         between = (share @ intercept.square() - level.square()).clamp_min(0)
@@ -98,10 +157,10 @@ class Recipe:
 
     def pushed(self, row: int) -> list[Pushed]:
         """What latents do to the predictor under this condition's graph, for every draw."""
-        return [d.push(self.guide.story, self.design[row : row + 1]) for d in self.draws]
+        return push_draws(self.guide.story, self.draws, self.design[row : row + 1])
 
     def shift(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        """m_d with its interaction (draws, latents), residual r_d (draws, genes) and v(u_d) (draws, latents)."""
+        """m_d with its interaction (draws, latents), residual rho_d r_d (draws, genes) and v(u_d) (draws, latents)."""
         story = self.guide.story
         part, present = story.model.interaction, torch.nonzero(self.design[row]).flatten()
         design = self.design[row, present].unsqueeze(0)
@@ -121,8 +180,9 @@ class Recipe:
             return shift, torch.zeros_like(story.spread), v
         noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
         surprise = (part.surprise_spread * noise.normal("surprise", 1)).exp()
-        residual = surprise * part.outside * story.spread * noise.normal("residual", len(story.spread))
-        return shift + surprise * width * noise.normal("interaction", story.n_latents), residual, v
+        residual = surprise * part.outside * story.spread * noise.normal("residual", len(story.spread)) * self.rate(row)
+        stretched = shift * (1 + part.stretch * noise.normal("stretch", 1))
+        return stretched + surprise * width * noise.normal("interaction", story.n_latents), residual, v
 
     @cached_property
     def _stacked(self) -> dict[str, Any]:
@@ -135,21 +195,21 @@ class Recipe:
     def cells(self, row: int, draw_numbers: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """New cells of one condition on the log scale, one for each entry of `draw_numbers`, shape (cells, genes)."""
         story, intercept = self.guide.story, self.guide.story.decoder.intercept
-        share, (mean, _, v) = self.batch_share(row), self.predictor(row)
+        share, kinds = self.batch_share(row), self.kinds(row)
         out = torch.empty(len(draw_numbers), len(story.spread))
         for number in np.unique(draw_numbers):
-            draw, rows = self.draws[number], np.flatnonzero(draw_numbers == number)
-            n = len(rows)
-            pushed = draw.push(story, self.design[row : row + 1])
-            z = torch.randn(n, len(pushed.programs), generator=generator)
-            e = v[number].sqrt() * torch.randn(n, story.n_latents, generator=generator)
-            batch = torch.multinomial(share[number], n, replacement=True, generator=generator)
-            moved = intercept[batch] - share[number] @ intercept
-            library = self.library[torch.randint(len(self.library), (n,), generator=generator)]
-            eta = mean[number] + moved + z @ pushed.programs + e @ pushed.responsive
-            out[rows] = story.model.likelihood.simulate(
-                eta, draw.shared["noise"], library, story.level, generator
-            )
+            draw = self.draws[number]
+            for kind, rows in _by_kind(kinds, number, np.flatnonzero(draw_numbers == number), generator):
+                n, pushed = len(rows), kind.pushed[number]
+                z = torch.randn(n, story.model.background, generator=generator)
+                e = kind.v[number].sqrt() * torch.randn(n, story.n_latents, generator=generator)
+                batch = torch.multinomial(share[number], n, replacement=True, generator=generator)
+                moved = intercept[batch] - share[number] @ intercept
+                library = self.library[torch.randint(len(self.library), (n,), generator=generator)]
+                eta = kind.eta[number] + moved + z @ pushed.programs + e @ pushed.responsive
+                out[rows] = story.model.likelihood.simulate(
+                    eta, draw.shared["noise"], library, story.level, generator
+                )
         return out
 
     def _few_cells(self, row: int, n: int) -> Tensor:
@@ -158,6 +218,29 @@ class Recipe:
         )
         numbers = np.repeat(np.arange(len(self.draws)), n)
         return self.cells(row, numbers, generator).reshape(len(self.draws), n, -1).mean(1)
+
+
+def in_blocks(
+    block: Callable[[slice], tuple[Tensor, Tensor]], conditions: int, draws: int, genes: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """`block` of all conditions, some at a time, so that its arrays stay below some 400 MB, whatever is asked for."""
+    size = int(np.clip(12_000_000 // (draws * genes), 1, 64))
+    for start in range(0, conditions, size):
+        chosen = slice(start, min(start + size, conditions))
+        yield chosen, *block(chosen)
+
+
+def _by_kind(
+    kinds: list[Kind], number: int, rows: NDArray[np.int64], generator: torch.Generator
+) -> Iterator[tuple[Kind, NDArray[np.int64]]]:
+    """Rows of new cells of one draw by kind, drawn at their rates; a kind without a cell is left out."""
+    if len(kinds) == 1:
+        yield kinds[0], rows
+        return
+    responds = (torch.rand(len(rows), generator=generator) < kinds[0].rate[number]).numpy()
+    for kind, chosen in zip(kinds, (rows[responds], rows[~responds]), strict=True):
+        if len(chosen):
+            yield kind, chosen
 
 
 class ConditionNoise:

@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import InputError
+from ..guides.ensemble import member_seed
 from ..inference.fitting import Fit
 from ..labels import CONTROL, parse_condition, parse_request
 from ..story import Additive
 from .globals import draw_globals
+from .mixture import RecipeMixture
 from .posterior import Posterior
 from .recipe import Recipe
 
@@ -49,28 +52,11 @@ def predict(
         for target, dose in d.items():
             design[i, columns.index(target)] = dose
     counts = _cell_numbers(fit, names, n_cells)
-    story, guide = fit.modules()
-    loc, scale = fit.controls.chunk(2, -1)
-    batch_counts = torch.as_tensor(fit.batch_counts, dtype=loc.dtype)
-    globals_ = draw_globals(
-        guide, (loc, scale), batch_counts.sum(0), len(columns) - len(fit.targets), draws, seed
+    members = enumerate(zip(fit.members, _shares(draws, len(fit.members)), strict=True))
+    recipes = tuple(
+        _recipe(member, names, design, counts, n, member_seed(seed, i)) for i, (member, n) in members if n
     )
-    trained_rows = {fit.conditions[row]: i for i, row in enumerate(story.combinations)}
-    library = torch.as_tensor(fit.library)
-    with torch.no_grad():
-        centre = guide.family.centre()["noise"].double()
-        moments = fit.model.likelihood.moments(centre.to(loc.dtype), library, story.level)
-    # a trained condition is predicted for its own batches, a new one for the screen's
-    own = torch.stack(
-        [
-            batch_counts[fit.conditions.index(n)]
-            if n in fit.conditions
-            else torch.zeros_like(batch_counts[0])
-            for n in names
-        ]
-    )
-    trained = np.array([trained_rows.get(n, -1) for n in names], dtype=np.int64)
-    recipe = Recipe(guide, globals_, tuple(names), design, trained, counts, own, moments, library, seed)
+    recipe = recipes[0] if len(recipes) == 1 else RecipeMixture(recipes)
     composition = fit.model.composition
     return Posterior(
         recipe=recipe,
@@ -86,6 +72,38 @@ def predict(
         and composition.scale_spread == 0,
         targets=fit.known_targets,
     )
+
+
+def _shares(draws: int, members: int) -> list[int]:
+    """How many of the draws each member gives: equal numbers, and one more of the first ones where they do not divide."""
+    return [draws // members + (i < draws % members) for i in range(members)]
+
+
+def _recipe(
+    fit: Fit, names: Sequence[str], design: Tensor, counts: NDArray[np.int64], draws: int, seed: int
+) -> Recipe:
+    """What one run of the optimiser predicts; `design` (conditions, targets) may have new targets after the trained ones."""
+    story, guide = fit.modules()
+    loc, scale = fit.controls.chunk(2, -1)
+    batch_counts = torch.as_tensor(fit.batch_counts, dtype=loc.dtype)
+    n_new = design.shape[1] - len(fit.targets)
+    globals_ = draw_globals(guide, (loc, scale), batch_counts.sum(0), n_new, draws, seed)
+    trained_rows = {fit.conditions[row]: i for i, row in enumerate(story.combinations)}
+    library = torch.as_tensor(fit.library)
+    with torch.no_grad():
+        centre = guide.family.centre()["noise"].double()
+        moments = fit.model.likelihood.moments(centre.to(loc.dtype), library, story.level)
+    # a trained condition is predicted for its own batches, a new one for the screen's
+    own = torch.stack(
+        [
+            batch_counts[fit.conditions.index(n)]
+            if n in fit.conditions
+            else torch.zeros_like(batch_counts[0])
+            for n in names
+        ]
+    )
+    trained = np.array([trained_rows.get(n, -1) for n in names], dtype=np.int64)
+    return Recipe(guide, globals_, tuple(names), design, trained, counts, own, moments, library, seed)
 
 
 def _cell_numbers(

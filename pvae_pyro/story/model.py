@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,13 +12,18 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .alignment import Alignment, Centroid
-from .composition import Composition, Interaction, Saturating, is_combination
+from .composition import Bilinear, Composition, Interaction, is_combination
 from .effects import Effects, SpikeSlab
 from .graphs import CausalGraph, Graph
 from .latents import StructuralNormal, propagate
 from .likelihoods import Gaussian, Likelihood
 from .networks import Decoder
+from .penetrance import Full, Penetrance
 from .plates import Plates
+
+if TYPE_CHECKING:
+    from ..prediction import PriorSummary, ScreenPlan, SimulatedCells
+    from ..screen import Screen
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,10 @@ class PerturbedVAE:
 
     effects: Effects = field(default_factory=SpikeSlab)
     graph: Graph = field(default_factory=CausalGraph)
-    composition: Composition = field(default_factory=Saturating)
+    composition: Composition = field(default_factory=Bilinear)
     interaction: Interaction = field(default_factory=Interaction)
     alignment: Alignment = field(default_factory=Centroid)
+    penetrance: Penetrance = field(default_factory=Full)
     likelihood: Likelihood = field(default_factory=Gaussian)
     responsive: int | None = None
     background: int = 20
@@ -49,6 +55,26 @@ class PerturbedVAE:
     def replace(self, **parts: Any) -> PerturbedVAE:
         """The same model with some parts swapped; an unknown name is a TypeError."""
         return replace(self, **parts)
+
+    def simulate(self, screen_like: Screen | ScreenPlan, seed: int = 0, start: bool = True) -> SimulatedCells:
+        """Cells that this prior expects for the conditions, batches and library sizes of a screen, and the truth behind them.
+
+        See `prediction.prior.simulate` for what is drawn and what the prior is conditional on.
+        """
+        from ..prediction.prior import simulate
+
+        return simulate(self, screen_like, seed, start)
+
+    def prior_summary(
+        self, screen_like: Screen | ScreenPlan, draws: int = 200, seed: int = 0, start: bool = True
+    ) -> PriorSummary:
+        """What this prior expects of perturbations, beside what was measured; `print` it or `.plot(path)` it.
+
+        See `prediction.prior_summary.summarise_prior`.
+        """
+        from ..prediction.prior_summary import summarise_prior
+
+        return summarise_prior(self, screen_like, draws, seed, start)
 
 
 @dataclass(frozen=True)
@@ -75,6 +101,8 @@ class Globals:
     noise: Tensor  # (genes,)
     shift: Tensor  # m (conditions, latents), interactions included
     residual: Tensor  # r (conditions, genes)
+    penetrance: Tensor  # rho (targets, 1): share of a target's cells that respond
+    rate: Tensor  # rho_d (conditions,)
 
 
 class Story(nn.Module):
@@ -86,6 +114,7 @@ class Story(nn.Module):
     level: Tensor
     spread: Tensor
     unit: Tensor
+    order: Tensor | None
 
     def __init__(
         self, model: PerturbedVAE, design: Tensor, n_cells: int, n_batches: int, n_genes: int, responsive: int
@@ -101,7 +130,14 @@ class Story(nn.Module):
             "spread", torch.ones(n_genes)
         )  # within-condition sd of a gene: unit of the residual r
         self.register_buffer("unit", torch.ones(responsive))  # control-cell sds in one unit of a latent
+        axes = getattr(model.composition, "buffers", None)
+        self._axes = tuple(axes(responsive)) if axes else ()
+        for name in self._axes:
+            self.register_buffer(f"composition_{name}", axes(responsive)[name])
         self.combinations = torch.nonzero(is_combination(design)).flatten().tolist()
+        sort, numbered = getattr(model.graph, "order", None), list(range(responsive))
+        order = numbered if sort is None else list(sort(responsive))  # latents from causes to effects
+        self.register_buffer("order", None if order == numbered else torch.tensor(order), persistent=False)
 
     @property
     def n_latents(self) -> int:
@@ -126,16 +162,22 @@ class Story(nn.Module):
             )  # v(u), shrunk to v(0) = 1
         kappa = self.model.interaction.sample(plates, like)
         composition = self.model.composition.sample(plates, like)
+        penetrance = self.model.penetrance.sample(plates, like)
         noise = self.model.likelihood.sample(plates, self.noise_start)
         return {"effects": w, "graph": graph, "coupling": coupling, "log_variance": nu, "kappa": kappa,
-                "composition": composition, "noise": noise}  # fmt: skip
+                "composition": composition, "penetrance": penetrance, "noise": noise}  # fmt: skip
 
     def compose(self, shared: dict[str, Any], design: Tensor) -> Tensor:
         """Mean effect of conditions without their interaction, shape (conditions, latents)."""
-        return self.model.composition.compose(shared["composition"], design, shared["effects"], self.unit)
+        values = shared["composition"] | self.axes()
+        return self.model.composition.compose(values, design, shared["effects"], self.unit)
 
-    def interact(self, shared: dict[str, Any], design: Tensor) -> tuple[Tensor, Tensor]:
-        """State the interaction eta (combinations, latents) and the residual r (combinations, genes) of these rows."""
+    def axes(self) -> dict[str, Tensor]:
+        """Fixed axes of the composition by name; empty for most."""
+        return {name: getattr(self, f"composition_{name}") for name in self._axes}
+
+    def interact(self, shared: dict[str, Any], design: Tensor, composed: Tensor) -> tuple[Tensor, Tensor]:
+        """State what these rows do beyond `composed` (combinations, latents): eta, alike, and the residual r (.., genes)."""
         part, n = self.model.interaction, len(design)
         width = part.latent_width(shared["kappa"], self.effect_scale, design, shared["effects"])
         surprise, eta = width.new_ones(n), torch.zeros_like(width)
@@ -143,9 +185,12 @@ class Story(nn.Module):
         with pyro.plate("combinations", n, dim=-1):
             if part.surprise_spread > 0:
                 surprise = pyro.sample("surprise", dist.LogNormal(torch.zeros_like(surprise), part.surprise_spread))
+            if part.stretch > 0:
+                s = pyro.sample("stretch", dist.Normal(torch.zeros_like(surprise), part.stretch))
+                eta = eta + s.unsqueeze(-1) * composed
             if part.width > 0:
                 sd = width * surprise.unsqueeze(-1)
-                eta = pyro.sample("interaction", dist.Normal(torch.zeros_like(sd), sd).to_event(1))
+                eta = eta + pyro.sample("interaction", dist.Normal(torch.zeros_like(sd), sd).to_event(1))
             if part.outside > 0:
                 sd = part.outside * self.spread * surprise.unsqueeze(-1)
                 r = pyro.sample("residual", dist.Normal(torch.zeros_like(sd), sd).to_event(1))
@@ -156,12 +201,14 @@ class Story(nn.Module):
         shared = self.shared()
         shift = self.compose(shared, self.design)
         residual = shift.new_zeros(len(self.design), self.spread.shape[0])
+        rate = self.model.penetrance.rate(shared["penetrance"], self.design)
         if self.combinations:
-            eta, r = self.interact(shared, self.design[self.combinations])
+            eta, r = self.interact(shared, self.design[self.combinations], shift[self.combinations])
             rows = torch.tensor(self.combinations, device=shift.device)
-            shift, residual = shift.index_add(0, rows, eta), residual.index_copy(0, rows, r)
+            shift = shift.index_add(0, rows, eta)
+            residual = residual.index_copy(0, rows, rate[rows].unsqueeze(-1) * r)
         edges = self.edges(shared, self.design)
-        return Globals(shift=shift, residual=residual, **(shared | edges))
+        return Globals(shift=shift, residual=residual, rate=rate, **(shared | edges))
 
     def edges(self, shared: dict[str, Any], design: Tensor) -> dict[str, Tensor]:
         """L and B of conditions: `graph` and `coupling`, with a leading dimension of conditions only where they depend on u."""
@@ -174,12 +221,21 @@ class Story(nn.Module):
         """v(u) with log v = sum_p u_p nu_p clipped to +-2 and v(0) = 1, shape (conditions, latents)."""
         return (design @ log_variance).clamp(-2, 2).exp()
 
-    def responsive_law(self, g: Globals, z_b: Tensor, condition: Tensor) -> StructuralNormal:
+    def responsive_law(self, g: Globals, z_b: Tensor, condition: Tensor) -> dist.TorchDistribution:
         """p(z_r | z_b, u), Eq. 59, for cells with background z_b (cells, background) and condition index (cells,)."""
+
+        def escaped() -> StructuralNormal:  # a cell that did not respond is a control cell
+            control = torch.nonzero((self.design == 0).all(-1)).flatten()[:1]
+            return self.full_law(g, z_b, control.expand(len(condition)))
+
+        return self.model.penetrance.law(g.rate[condition], self.full_law(g, z_b, condition), escaped)
+
+    def full_law(self, g: Globals, z_b: Tensor, condition: Tensor) -> StructuralNormal:
+        """The same for cells that all respond."""
         scale = self.noise_variance(g.log_variance, self.design)[condition].sqrt()
         graph = g.graph if g.graph.dim() == 2 else g.graph[condition]
         carried = z_b @ g.coupling if g.coupling.dim() == 2 else (z_b.unsqueeze(1) @ g.coupling[condition]).squeeze(1)
-        return StructuralNormal(carried + g.shift[condition], graph, scale)
+        return StructuralNormal(carried + g.shift[condition], graph, scale, self.order)
 
     def forward(self, cells: Cells, index: Tensor | None = None) -> None:
         g = self.globals()
@@ -199,6 +255,6 @@ class Story(nn.Module):
             )
 
 
-def effect_of(g: Globals) -> Tensor:
-    """Total latent shift of each training condition, (I - L)^{-1} m, shape (conditions, latents)."""
-    return propagate(g.shift, g.graph)
+def effect_of(g: Globals, order: Tensor | None = None) -> Tensor:
+    """Total latent shift of each training condition, (I - L)^{-1} m, shape (conditions, latents); `order` as `Story` has it."""
+    return propagate(g.shift, g.graph, order)

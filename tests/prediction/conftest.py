@@ -12,7 +12,16 @@ import torch
 from pvae_pyro.inference import Fit, FitSettings, fit
 from pvae_pyro.screen import Screen
 from pvae_pyro.simulate import simulate
-from pvae_pyro.story import Additive, Gaussian, Interaction, NegativeBinomial, NoGraph, PerturbedVAE
+from pvae_pyro.story import (
+    Additive,
+    FixedGraph,
+    Gaussian,
+    Interaction,
+    ModulatedGraph,
+    NegativeBinomial,
+    NoGraph,
+    PerturbedVAE,
+)
 
 ADDITIVE = {"composition": Additive(), "graph": NoGraph(), "likelihood": Gaussian(link="identity"),
             "interaction": Interaction(width=0.0, width_spread=0.0, outside=0.0, surprise_spread=0.0)}  # fmt: skip
@@ -21,6 +30,9 @@ MODELS = {
     "counts": PerturbedVAE(background=3, hidden=4, likelihood=NegativeBinomial()),
     "linear": PerturbedVAE(background=3, hidden=4, composition=Additive(), likelihood=Gaussian(link="identity")),
     "additive": PerturbedVAE(background=3, hidden=4, **ADDITIVE),  # type: ignore[arg-type]
+    "no graph": PerturbedVAE(background=3, hidden=4, graph=NoGraph(), interaction=ADDITIVE["interaction"]),  # type: ignore[arg-type]
+    "modulated": PerturbedVAE(background=3, hidden=4, graph=ModulatedGraph(density=0.5, modulation=0.3, coupling=0.1)),
+    "fixed": PerturbedVAE(background=3, hidden=4, responsive=4, graph=FixedGraph(edges=((3, 0), (0, 1), (2, 1)))),
 }
 
 

@@ -36,14 +36,14 @@ def trained_pair(fit: Fit) -> str:
     return next(name for name in fit.conditions if "+" in name)
 
 
-@pytest.mark.parametrize("model", ["default", "counts"])
+@pytest.mark.parametrize("model", ["default", "counts", "modulated"])
 def test_draws_do_not_depend_on_what_else_is_asked(model: str, fitted: FitOf) -> None:
     fit = fitted(model)
     asked = [*ASKED, trained_pair(fit)] if trained_pair(fit) not in ASKED else list(ASKED)
     whole = fit.predict(asked, draws=5, n_cells={n: 12 if n == "T02" else 40 for n in asked}, seed=4)
     torch.manual_seed(123)
     subsets = (asked[2:5], ["T05+T06", *asked[:1], "T02+T03", asked[3]], asked[::-1], [asked[3]])
-    for subset in subsets[: 2 if model == "counts" else 4]:
+    for subset in subsets[: 4 if model == "default" else 2]:
         part = fit.predict(subset, draws=5, n_cells={n: 12 if n == "T02" else 40 for n in subset}, seed=4)
         shared = [n for n in part.conditions if n in asked]
         np.testing.assert_array_equal(both(part, shared), both(whole, shared))
@@ -78,8 +78,11 @@ def test_the_order_of_targets_never_matters(fitted: FitOf) -> None:
     np.testing.assert_array_equal(one.new_cells("T05+T01", 3), other.new_cells("T01+T05", 3))
 
 
-def test_an_untrained_target_is_told_and_moves_nothing(fitted: FitOf, caplog: pytest.LogCaptureFixture) -> None:
-    fit, known = fitted(), ["T01", "T02+T05", trained_pair(fitted())]
+@pytest.mark.parametrize("model", ["default", "modulated"])
+def test_an_untrained_target_is_told_and_moves_nothing(
+    model: str, fitted: FitOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit, known = fitted(model), ["T01", "T02+T05", trained_pair(fitted(model))]
     with caplog.at_level(logging.WARNING, "pvae_pyro"):
         alone = fit.predict(known, draws=10, seed=3)
         assert not caplog.records
@@ -161,7 +164,7 @@ def test_genes_share_the_programs_part_of_the_noise(fitted: FitOf) -> None:
     assert (np.abs(expected - np.diag(np.diag(expected))) > 4.5 * error).sum() > 20  # there is something to share
 
 
-@pytest.mark.parametrize("model", ["default", "counts"])
+@pytest.mark.parametrize("model", ["default", "counts", "modulated"])
 def test_latent_mean_is_the_mean_of_new_cells(model: str, fitted: FitOf) -> None:
     posterior = fitted(model).predict(["T01+T02", "T03"], draws=3, seed=6)
     latent = posterior.draws("latent_mean").astype(np.float64)
@@ -253,14 +256,14 @@ def test_blocks_cover_every_condition_once_whatever_their_size(fitted: FitOf, mo
     names = [f"T0{i}+T0{j}" for i in range(1, 7) for j in range(i + 1, 7)] + ["control"]
     posterior = fit.predict(names, draws=4, n_cells=40)
     expected = posterior.draws()
-    original = Recipe._block
+    original = Recipe.block
     sizes: list[int] = []
 
     def seen(self: Recipe, chosen: slice) -> tuple[torch.Tensor, torch.Tensor]:
         sizes.append(chosen.stop - chosen.start)
         return original(self, chosen)
 
-    monkeypatch.setattr(Recipe, "_block", seen)
+    monkeypatch.setattr(Recipe, "block", seen)
     monkeypatch.setattr("pvae_pyro.prediction.recipe.np.clip", lambda value, low, high: 3)
     rows = [i for chosen, _, measured in posterior.recipe.blocks() for i in range(16)[chosen][: measured.shape[1]]]
     assert rows == list(range(16)) and sizes == [3, 3, 3, 3, 3, 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,13 +9,13 @@ import pyro
 import pytest
 import torch
 
-from pvae_pyro.story import PARTS, Cells, PerturbedVAE, Story
+from parts_support import CHOICES, SEAMS
 
-SEAMS = ("effects", "graph", "composition", "likelihood")
-EVERY = list(itertools.product(*(PARTS[seam] for seam in SEAMS)))
+from pvae_pyro.story import Cells, PerturbedVAE, Story
 
 
-@pytest.fixture(params=EVERY, ids=["-".join(names) for names in EVERY])
+
+@pytest.fixture(params=CHOICES, ids=["-".join(names) for names in CHOICES])
 def chosen(request: pytest.FixtureRequest) -> dict[str, str]:
     """Names of one combination of parts."""
     return dict(zip(SEAMS, request.param, strict=True))

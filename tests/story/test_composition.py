@@ -124,13 +124,13 @@ def test_sites_of_the_composition() -> None:
 
 
 def test_interaction_width_by_loops() -> None:
-    w, part = effects(4), Interaction(floor=0.6)
+    w, part = effects(4), Interaction(growth=0.6)
     kappa = torch.tensor([0.2, 0.5, 1.0, 0.0], dtype=torch.float64)
     scale = torch.tensor([1.0, 0.3, 2.0, 1.0], dtype=torch.float64)
     found = part.latent_width(kappa, scale, DESIGN, w)
     for d in range(len(DESIGN)):
         for k in range(4):
-            square = (0.6 * scale[k]) ** 2 + sum((DESIGN[d, p] * w[p, k]) ** 2 for p in range(3))
+            square = scale[k] ** 2 + 0.6 * sum((DESIGN[d, p] * w[p, k]) ** 2 for p in range(3))
             assert float(found[d, k]) == pytest.approx(float(kappa[k]) * math.sqrt(square), rel=1e-12)
 
 
@@ -143,7 +143,8 @@ def test_only_combinations_interact_in_the_trace() -> None:
     g, eta = trace.nodes["_RETURN"]["value"], trace.nodes["interaction"]["value"]
     combined = ~SINGLE
     torch.testing.assert_close(g.shift[SINGLE], (design @ g.effects)[SINGLE], rtol=0, atol=0)
-    torch.testing.assert_close(g.shift[combined], (design @ g.effects)[combined] + eta)
+    stretch = trace.nodes["stretch"]["value"].unsqueeze(1)
+    torch.testing.assert_close(g.shift[combined], (design @ g.effects)[combined] * (1 + stretch) + eta)
     assert (eta != 0).all() and not g.residual[SINGLE].any()
     torch.testing.assert_close(g.residual[combined], trace.nodes["residual"]["value"])
     surprise = trace.nodes["surprise"]["value"].unsqueeze(1)
@@ -156,7 +157,7 @@ def test_only_combinations_interact_in_the_trace() -> None:
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [(Additive, {"scale": 0.0}), (Additive, {"scale_spread": -1.0}), (Saturating, {"capacity": 0.0}),
-     (Saturating, {"capacity_spread": -0.1}), (Interaction, {"width": -0.1}), (Interaction, {"floor": 0.0}),
+     (Saturating, {"capacity_spread": -0.1}), (Interaction, {"width": -0.1}), (Interaction, {"stretch": -0.1}),
      (Interaction, {"outside": -0.1})],
 )  # fmt: skip
 def test_impossible_settings_are_refused(kind: type, wrong: dict[str, float]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pvae_pyro.guides.amortized  # noqa: F401  (registers the KL)
-from pvae_pyro.story.latents import StructuralNormal, propagate
+from pvae_pyro.story.latents import StructuralNormal, carried, propagate
 
 
 def random_parts(seed: int, latents: int, *batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,3 +122,69 @@ def test_kl_of_a_law_from_itself_is_zero() -> None:
     q = factorised(14, 3, 2)
     same = StructuralNormal(q.base_dist.loc, torch.zeros(3, 3, dtype=torch.float64), q.base_dist.scale)
     torch.testing.assert_close(kl_divergence(q, same), torch.zeros(2, dtype=torch.float64))
+
+
+def graphs_of_rows(seed: int, latents: int, *batch: int) -> Tensor:
+    """Dense strictly lower triangular graphs (*batch, latents, latents), in double precision."""
+    return torch.tensor(np.tril(np.random.default_rng(seed).normal(0, 0.7, size=(*batch, latents, latents)), -1))
+
+
+# latents from causes to effects, in an order that is not their own
+ORDER = torch.tensor([2, 0, 3, 1])
+
+
+@pytest.fixture(params=["as numbered", "in another order"])
+def rows(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Mean and sd (5, 4) of the noise, a graph for each row (5, 4, 4), and the order in which these are triangular."""
+    mean, _, scale = random_parts(15, 4, 5)
+    graph = graphs_of_rows(16, 4, 5)
+    if request.param == "as numbered":
+        return mean, graph, scale, None
+    back = ORDER.argsort()
+    return mean, graph[:, back][:, :, back], scale, ORDER
+
+
+Rows = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+def test_every_row_has_the_density_moments_and_kl_of_its_own_graph(rows: Rows) -> None:
+    mean, graph, scale, order = rows
+    law, q = StructuralNormal(mean, graph, scale, order), factorised(17, 4, 5)
+    value = 2 * torch.randn(6, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(18))
+    expected = [as_multivariate(mean[i], graph[i], scale[i]) for i in range(5)]
+    torch.testing.assert_close(law.log_prob(value), torch.stack([e.log_prob(value[:, i]) for i, e in enumerate(expected)], 1))
+    torch.testing.assert_close(law.mean, torch.stack([e.mean for e in expected]))
+    as_q = [MultivariateNormal(m, torch.diag(s**2)) for m, s in zip(q.base_dist.loc, q.base_dist.scale, strict=True)]
+    kl = torch.stack([kl_divergence(one, e) for one, e in zip(as_q, expected, strict=True)])
+    torch.testing.assert_close(kl_divergence(q, law), kl)
+    torch.manual_seed(19)
+    n = 20_000
+    draws = law.expand(torch.Size([5])).rsample(torch.Size([n]))
+    for i, e in enumerate(expected):
+        assert ((draws[:, i].mean(0) - e.mean) / (e.variance / n).sqrt()).abs().max() < 4.5
+        error = ((torch.outer(e.variance, e.variance) + e.covariance_matrix**2) / n).sqrt()
+        assert ((torch.cov(draws[:, i].T) - e.covariance_matrix) / error).abs().max() < 4.5
+
+
+def test_sources_and_loadings_pass_the_graph_as_by_its_inverse(rows: Rows) -> None:
+    mean, graph, _, order = rows
+    inverse = torch.linalg.inv(torch.eye(4, dtype=torch.float64) - graph)
+    torch.testing.assert_close(propagate(mean, graph, order), (inverse @ mean.unsqueeze(-1)).squeeze(-1))
+    many = torch.stack([mean, mean + 1])  # a leading dimension that the graphs do not have
+    torch.testing.assert_close(propagate(many, graph, order), (inverse @ many.unsqueeze(-1)).squeeze(-1))
+    torch.testing.assert_close(propagate(mean, graph[0], order), mean @ inverse[0].T)  # one graph for all rows
+    loadings = random_parts(20, 7, 4)[0]
+    torch.testing.assert_close(carried(loadings, graph, order), inverse.mT @ loadings)
+    torch.testing.assert_close(carried(loadings, graph[1], order), inverse[1].T @ loadings)
+
+
+def test_gradients_pass_the_graphs_of_rows(rows: Rows) -> None:
+    mean, graph, scale, order = rows
+    parts = [p.clone().requires_grad_() for p in (mean, graph, scale)]
+    allowed = graph != 0  # the entries that are free; others never move
+
+    def density(mean: Tensor, graph: Tensor, scale: Tensor) -> Tensor:
+        law = StructuralNormal(mean, graph * allowed, scale, order)
+        return kl_divergence(factorised(21, 4, 5), law) + law.mean.sum(-1)
+
+    assert torch.autograd.gradcheck(density, parts)

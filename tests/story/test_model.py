@@ -18,8 +18,10 @@ from pvae_pyro.story import (
     CausalGraph,
     Cells,
     Centroid,
+    FixedGraph,
     Gaussian,
     Interaction,
+    ModulatedGraph,
     NegativeBinomial,
     NoAlignment,
     NoGraph,
@@ -42,16 +44,23 @@ def expected_sites(chosen: dict[str, str], n: int) -> Sites:
     sites: Sites = {
         "effect_scale": ((4,), per_latent), "effects": ((3, 4), per_target), "log_variance": ((3, 4), per_target),
         "coupling": ((2, 4), ("background", "latents")), "kappa": ((4,), per_latent), "noise": ((6,), ("genes",)),
-        "surprise": ((2,), ("combinations",)), "interaction": ((2, 4), ("combinations",)),
+        "surprise": ((2,), ("combinations",)), "stretch": ((2,), ("combinations",)), "interaction": ((2, 4), ("combinations",)),
         "residual": ((2, 6), ("combinations",)),
         "z_b": ((n, 2), ("cells",)), "z_r": ((n, 4), ("cells",)), "x": ((n, 6), ("cells",)),
     }  # fmt: skip
     if chosen["effects"] == "spike-slab":
         sites |= {"inclusion": ((4,), per_latent), "gates": ((3, 4), per_target)}
-    if chosen["graph"] == "causal":
+    if chosen["effects"] == "horseshoe":
+        sites |= {"openness": ((4,), per_latent), "local_scale": ((3, 4), per_target)}
+    if chosen["graph"] in ("causal", "modulated"):
         sites |= {"edge_gates": ((6,), ("edges",)), "edge_weights": ((6,), ("edges",))}
-    if chosen["composition"] == "saturating":
+    if chosen["graph"] == "modulated":
+        sites |= {"modulation_scale": ((), ()), "edge_modulation": ((3, 6), ("edges", "targets")), "coupling_scale": ((), ()),
+                  "coupling_modulation": ((3, 8), ("background_edges", "targets"))}  # fmt: skip
+    if chosen["composition"] in ("saturating", "bilinear"):
         sites |= {"composition_scale": ((), ()), "capacity": ((), ())}
+    if chosen["composition"] == "bilinear":  # rank 4 of 4 latents: 5 * 6 / 2 products
+        sites |= {"pairing_scale": ((), ()), "pairing": ((15, 4), ("features", "latents"))}
     return sites
 
 
@@ -81,7 +90,7 @@ def test_every_choice_states_the_sites_that_it_promises(chosen: dict[str, str], 
             assert site["scale"] == (20 / 7 if name in ("z_b", "z_r", "x") else 1.0)
             assert torch.isfinite(site["log_prob"]).all()
     graph = story.globals().graph
-    assert graph.shape == (4, 4) and not torch.triu(graph).any()
+    assert graph.shape == ((6, 4, 4) if chosen["graph"] == "modulated" else (4, 4)) and not torch.triu(graph).any()
 
 
 @pytest.mark.parametrize("name", PARTS["alignment"])
@@ -133,6 +142,13 @@ def test_the_effect_of_a_condition_solves_the_graph(build: Build) -> None:
     total = effect_of(g)
     torch.testing.assert_close(total, total @ g.graph.T + g.shift)
     assert total.shape == (6, 4) and not total[0].any()
+    story = build(graph=ModulatedGraph(density=0.9))
+    g = story.globals()
+    expected = torch.stack([torch.linalg.inv(torch.eye(4) - graph) @ m for graph, m in zip(g.graph, g.shift, strict=True)])
+    torch.testing.assert_close(effect_of(g), expected)
+    story = build(graph=FixedGraph(edges=((3, 0), (0, 1))))
+    g = story.globals()
+    torch.testing.assert_close(effect_of(g, story.order), g.shift @ torch.linalg.inv(torch.eye(4) - g.graph).T)
 
 
 def log_normal(value: np.ndarray, centre: np.ndarray | float, spread: float) -> float:
@@ -146,8 +162,10 @@ def normal(value: np.ndarray, mean: np.ndarray | float = 0.0, sd: np.ndarray | f
 # settings unlike any default, so that a default cannot hide a wrong formula
 SLAB = SpikeSlab(inclusion=0.3, strength=5.0, scale_spread=0.2)
 GRAPH = CausalGraph(density=0.4, weight=0.7)
+MODULATED = ModulatedGraph(density=0.4, weight=0.7, modulation=0.6, coupling=0.2, scale_spread=0.3)
+FIXED = FixedGraph(edges=((3, 0), (0, 1), (2, 1)), weight=0.7)  # against the latent order, too
 SATURATING = Saturating(scale=0.9, scale_spread=0.15, capacity=1.3, capacity_spread=0.4)
-INTERACTION = Interaction(width=0.4, width_spread=0.35, floor=0.7, outside=0.11, surprise_spread=0.6)
+INTERACTION = Interaction(width=0.4, width_spread=0.35, growth=0.7, stretch=0.2, outside=0.11, surprise_spread=0.6)
 
 
 def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], n_cells: int) -> float:
@@ -161,10 +179,20 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
         total += float(np.sum(stats.bernoulli.logpmf(v["gates"], v["inclusion"])))
         w = v["gates"] * w
     k = w.shape[1]
-    graph = np.zeros((k, k))
+    graph, coupling = np.zeros((len(design), k, k)), np.repeat(v["coupling"][None], len(design), axis=0)
     if "edge_gates" in v:
         total += float(np.sum(stats.bernoulli.logpmf(v["edge_gates"], 0.4))) + normal(v["edge_weights"], 0, 0.7)
-        graph[np.tril_indices(k, -1)] = v["edge_gates"] * v["edge_weights"]
+        graph[:, *np.tril_indices(k, -1)] = v["edge_gates"] * v["edge_weights"]
+    elif "edge_weights" in v:
+        total += normal(v["edge_weights"], 0, 0.7)
+        for (source, target), weight in zip(FIXED.edges, v["edge_weights"], strict=True):
+            graph[:, target, source] = weight
+    if "edge_modulation" in v:
+        total += normal(v["edge_modulation"]) + normal(v["coupling_modulation"])
+        total += log_normal(v["modulation_scale"], 0.6, 0.3) + log_normal(v["coupling_scale"], 0.2, 0.3)
+        for d, p in np.argwhere(design != 0):
+            graph[d][np.tril_indices(k, -1)] += design[d, p] * v["modulation_scale"] * v["edge_gates"] * v["edge_modulation"][p]
+            coupling[d] += design[d, p] * v["coupling_scale"] * v["coupling_modulation"][p].reshape(coupling[d].shape)
     total += normal(v["coupling"], 0, 0.1) + normal(v["log_variance"], 0, 0.1)
     total += log_normal(v["kappa"], 0.4, 0.35) + log_normal(v["noise"], story.noise_start.numpy(), 1.0)
     scale, capacity = float(v.get("composition_scale", np.ones(()))), np.inf
@@ -181,17 +209,19 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
             pairs = sum(length[p] * length[q] for p in range(len(u)) for q in range(p))
             shift[d] *= scale / np.sqrt(1 + pairs / capacity**2)
             s, eta, r = v["surprise"][number], v["interaction"][number], v["residual"][number]
-            width = v["kappa"] * np.sqrt((0.7 * tau0) ** 2 + ((u[:, None] * w) ** 2).sum(0))
+            width = v["kappa"] * np.sqrt(tau0**2 + 0.7 * ((u[:, None] * w) ** 2).sum(0))
             total += log_normal(s, 1.0, 0.6) + normal(eta, 0, width * s) + normal(r, 0, 0.11 * spread * s)
-            shift[d], residual[d], number = shift[d] + eta, r, number + 1
-    inverse, local = np.linalg.inv(np.eye(k) - graph), 0.0
+            total += normal(v["stretch"][number], 0, 0.2)
+            shift[d], residual[d], number = shift[d] * (1 + v["stretch"][number]) + eta, r, number + 1
+    local = 0.0
     decoder = [p.detach().numpy() for p in (story.decoder.intercept, story.decoder.responsive, story.decoder.background)]
     for c in range(len(cells.condition)):
         d, z_b, z_r = int(cells.condition[c]), v["z_b"][c], v["z_r"][c]
         variance = np.exp(np.clip(design[d] @ v["log_variance"], -2, 2))
+        inverse = np.linalg.inv(np.eye(k) - graph[d])
         covariance = inverse @ np.diag(variance) @ inverse.T
         local += normal(z_b)
-        local += float(stats.multivariate_normal.logpdf(z_r, inverse @ (z_b @ v["coupling"] + shift[d]), covariance))
+        local += float(stats.multivariate_normal.logpdf(z_r, inverse @ (z_b @ coupling[d] + shift[d]), covariance))
         predictor = decoder[0][int(cells.batch[c])] + z_r @ decoder[1] + z_b @ decoder[2] + residual[d]
         x = cells.observed[c].numpy()
         if isinstance(model.likelihood, Gaussian):
@@ -209,8 +239,10 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
         {"effects": SLAB, "graph": GRAPH, "composition": SATURATING},
         {"effects": NormalEffects(0.2), "graph": NoGraph(), "composition": Additive(0.8, 0.2), "likelihood": NegativeBinomial()},
         {"effects": SLAB, "graph": GRAPH, "composition": Additive(), "likelihood": NegativeBinomial()},
+        {"effects": SLAB, "graph": MODULATED, "composition": SATURATING},
+        {"effects": SLAB, "graph": FIXED, "composition": SATURATING},
     ],
-    ids=["first options", "second options", "mixed"],
+    ids=["first options", "second options", "mixed", "modulated", "fixed"],
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_log_joint_density_against_scipy(parts: dict[str, object], seed: int, build: Build, cells_of: CellsOf) -> None:

@@ -7,11 +7,18 @@ from typing import Protocol
 from torch import Tensor
 
 from .centroid import Centroid
+from .mmd import MMD
 from .none import NoAlignment
+from .pairwise import Pairwise
 
 
 class Alignment(Protocol):
-    """Penalty on background posterior means, from condition-balanced samples."""
+    """Penalty on background posterior means, from condition-balanced samples.
+
+    A class of your own needs `weight` and `penalty`. It is given one sample of controls for all conditions, unless it says what
+    else it wants: `paired = True`, a control of its own for every perturbed cell; `matched = True`, the same with
+    the control from that cell's batch, where the screen has more than one.
+    """
 
     @property
     def weight(self) -> float:
@@ -19,8 +26,12 @@ class Alignment(Protocol):
         ...
 
     def penalty(self, perturbed: Tensor, control: Tensor) -> Tensor:
-        """Scalar penalty; `perturbed` (conditions, cells, latents) and `control` (cells, latents) are means of q(z_b)."""
+        """Scalar penalty from means of q(z_b | x).
+
+        `perturbed` (conditions, cells, latents). `control` (cells, latents) is one sample for all conditions, or
+        (conditions, cells, latents) where control i was drawn for perturbed cell i and may share its batch.
+        """
         ...
 
 
-__all__ = ["Alignment", "Centroid", "NoAlignment"]
+__all__ = ["MMD", "Alignment", "Centroid", "NoAlignment", "Pairwise"]

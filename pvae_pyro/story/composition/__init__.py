@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..plates import Plates
 from .additive import Additive
+from .bilinear import Bilinear
 from .interaction import Interaction
 from .saturating import Saturating
 from .scale import is_combination
@@ -28,9 +29,10 @@ class Composition(Protocol):
         """Mean effect of each condition, shape (conditions, latents).
 
         `design` (conditions, targets) holds doses, `effects` (targets, latents) is w, and `unit` (latents,) is the
-        number of control-cell standard deviations in one unit of each latent.
+        number of control-cell standard deviations in one unit of each latent. `values` holds the part's fixed axes, too, if
+        it has any (`buffers(latents) -> dict`, see `Bilinear`).
         """
         ...
 
 
-__all__ = ["Additive", "Composition", "Interaction", "Saturating", "is_combination"]
+__all__ = ["Additive", "Bilinear", "Composition", "Interaction", "Saturating", "is_combination"]

@@ -15,29 +15,29 @@ from ..plates import Plates
 
 @dataclass(frozen=True)
 class Interaction:
-    """Widths of what composition cannot know about one combination (design 2, `eta` and `r`).
+    """What composition cannot know about one combination (design 2, `eta` and `r`).
 
     `kappa` (latents,) ~ LogNormal(log width, width_spread)
-    `interaction` (combinations, latents) eta_dk ~ Normal(0, kappa_k h_dk),  h_dk^2 = (floor scale_k)^2 + sum_p (u_p w_pk)^2
+    `stretch` (combinations,) s_d ~ Normal(0, stretch): the pair does more or less of what composition says, in all latents alike
+    `interaction` (combinations, latents) e_dk ~ Normal(0, kappa_k h_dk),  h_dk^2 = scale_k^2 + growth sum_p (u_p w_pk)^2
     `residual` (combinations, genes) r_dg ~ Normal(0, outside * sd_g), what lies outside the decoder's span
-    `surprise` (combinations,) ~ LogNormal(0, surprise_spread): multiplies both widths, since some pairs surprise more
+    `surprise` (combinations,) ~ LogNormal(0, surprise_spread): multiplies the widths of e and r, since some pairs surprise more
 
-    scale_k is the effect prior's typical size. The sum of squares replaces the design's |w_p w_q|: on the even doubles it gave
-    the lower CRPS. `floor` > 0 lets a latent interact that neither target moves. Zero for singles and control. Informed
-    prior, source as `Saturating`.
-    A width or spread of 0 takes its site out of the program: no `interaction`, no `residual`, kappa or surprise fixed.
+    eta_d = s_d compose(w)_d + e_d. scale_k is the effect prior's typical size, so that a latent that neither target moves can
+    interact, too. Zero for singles and control. Informed prior, source as `Saturating`.
+    A width or spread of 0 takes its site out of the program: no `interaction`, `stretch`, `residual`, kappa or surprise fixed.
     """
 
-    width: float = 0.27
+    width: float = 0.6
     width_spread: float = 0.25
-    floor: float = 2.0
+    growth: float = 0.0
+    stretch: float = 0.15
     outside: float = 0.07
     surprise_spread: float = 0.3
 
     def __post_init__(self) -> None:
-        checks.not_negative(width=self.width, width_spread=self.width_spread)
-        checks.not_negative(outside=self.outside, surprise_spread=self.surprise_spread)
-        checks.positive(floor=self.floor)
+        checks.not_negative(width=self.width, width_spread=self.width_spread, growth=self.growth)
+        checks.not_negative(stretch=self.stretch, outside=self.outside, surprise_spread=self.surprise_spread)
 
     def sample(self, plates: Plates, like: Tensor) -> Tensor:
         """State `kappa` (latents,), unless it is fixed."""
@@ -49,5 +49,5 @@ class Interaction:
 
     def latent_width(self, kappa: Tensor, scale: Tensor, design: Tensor, effects: Tensor) -> Tensor:
         """kappa_k h_dk, shape (conditions, latents)."""
-        h2 = (self.floor * scale).square() + design.square() @ effects.square()
+        h2 = scale.square() + self.growth * (design.square() @ effects.square())
         return kappa * h2.sqrt().clamp_min(1e-6)

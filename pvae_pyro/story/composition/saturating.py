@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,9 @@ class Saturating:
     capacity_spread: float = 0.25
 
     def __post_init__(self) -> None:
-        checks.positive(scale=self.scale, capacity=self.capacity)
+        checks.positive(scale=self.scale)
+        if self.capacity != math.inf:  # no saturation: plain addition, times the scale
+            checks.positive(capacity=self.capacity)
         checks.not_negative(scale_spread=self.scale_spread, capacity_spread=self.capacity_spread)
 
     def sample(self, plates: Plates, like: Tensor) -> dict[str, Tensor]:

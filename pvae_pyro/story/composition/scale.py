@@ -15,7 +15,7 @@ def is_combination(design: Tensor) -> Tensor:
 
 
 def log_normal(name: str, centre: float, spread: float, like: Tensor) -> Tensor:
-    """The site `name` ~ LogNormal(log centre, spread), or the constant `centre` where spread is 0."""
-    if spread == 0:
+    """The site `name` ~ LogNormal(log centre, spread), or the constant `centre` where spread is 0 or centre has no end."""
+    if spread == 0 or centre == math.inf:
         return like.new_tensor(centre)
     return pyro.sample(name, dist.LogNormal(like.new_tensor(math.log(centre)), spread))

@@ -7,6 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ..plates import Plates
+from .horseshoe import Horseshoe
+from .laplace import LaplaceEffects
 from .normal import NormalEffects
 from .spike_slab import SpikeSlab
 
@@ -24,4 +26,4 @@ class Effects(Protocol):
         ...
 
 
-__all__ = ["Effects", "NormalEffects", "SpikeSlab"]
+__all__ = ["Effects", "Horseshoe", "LaplaceEffects", "NormalEffects", "SpikeSlab"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import checks
 from ..plates import Plates
+from .size import effect_scale
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,6 @@ class NormalEffects:
         checks.positive(scale_spread=self.scale_spread)
 
     def sample(self, plates: Plates, scale: Tensor) -> Tensor:
-        with plates.latents:
-            tau = pyro.sample("effect_scale", dist.LogNormal(scale.log(), self.scale_spread))
+        tau = effect_scale(plates, scale, self.scale_spread)
         with plates.targets, plates.latents:
             return pyro.sample("effects", dist.Normal(torch.zeros_like(tau), tau))
-
-    def start(self, w: Tensor, sd: Tensor, scale: Tensor) -> tuple[dict[str, tuple[Tensor, Tensor | float | None]], Tensor]:
-        """At the closed-form effects w (targets, latents) of sampling sd; see `inference.effect_start`."""
-        return {"effects": (w, sd), "effect_scale": (scale, 0.05)}, scale

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import checks
 from ..plates import Plates
 from .mixture import spike_slab_fit
+from .size import effect_scale
 
 Estimator = Literal["reinmax", "straight-through", "enumerate"]
 
@@ -50,7 +51,7 @@ class SpikeSlab:
             pi = pyro.sample(
                 "inclusion", dist.Beta(scale.new_full((n_latents,), a), scale.new_full((n_latents,), b))
             )
-            tau = pyro.sample("effect_scale", dist.LogNormal(scale.log(), self.scale_spread))
+        tau = effect_scale(plates, scale, self.scale_spread)
         infer: Any = {"estimator": self.estimator}  # a wish of the prior that guides read
         with plates.targets, plates.latents:
             s = pyro.sample("gates", dist.Bernoulli(pi), infer=infer)  # (targets, latents)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..plates import Plates
 from .causal import CausalGraph
+from .fixed import FixedGraph
+from .modulated import ModulatedGraph
 from .none import NoGraph
 
 
@@ -22,9 +24,11 @@ class Graph(Protocol):
         """L, strictly lower triangular: (latents, latents), or (conditions, latents, latents) where it depends on u.
 
         `design` (conditions, targets) holds doses. A graph whose edges from the background depend on u, too, has a method
-        `background(values, design, coupling)` that returns B (conditions, background, latents).
+        `background(values, design, coupling)` that returns B (conditions, background, latents). One that is lower triangular in
+        another order of the latents has a method `order(latents)` that returns it, causes first. Sites that a closed-form
+        start knows nothing of, and that are to begin with their prior's spread, are named in `at_prior`.
         """
         ...
 
 
-__all__ = ["CausalGraph", "Graph", "NoGraph"]
+__all__ = ["CausalGraph", "FixedGraph", "Graph", "ModulatedGraph", "NoGraph"]

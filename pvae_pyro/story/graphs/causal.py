@@ -21,8 +21,11 @@ class CausalGraph:
     `edge_gates` (edges,)   gamma_ij ~ Bernoulli(density)
     `edge_weights` (edges,) a_ij ~ Normal(0, weight)
 
-    The order is fixed (warm start: latents by decreasing effect size), since with a free decoder only the
-    product (I - L)^{-1} w reaches the cells; edges are therefore not identified without sparse effects.
+    The order is fixed (warm start: latents by decreasing effect size) and not learnt: with a free decoder only the product
+    (I - L)^{-1} w reaches the cells, so that cells of one order are cells of any other, and an order learnt from them would
+    report a direction that they do not hold. Predictions do not depend on it (tests/story/test_graphs.py,
+    tests/prediction/test_graph_predictions.py). For the same reason edges are not identified without sparse effects; see
+    `pvae_pyro.inference.edges`.
     """
 
     density: float = 0.05
@@ -35,14 +38,20 @@ class CausalGraph:
     def sample(self, plates: Plates, like: Tensor) -> dict[str, Tensor]:
         if plates.edges is None:
             return {"edges": like.new_zeros(0)}
-        n = len(like) * (len(like) - 1) // 2
-        with plates.edges:
-            gamma = pyro.sample("edge_gates", dist.Bernoulli(like.new_full((n,), self.density)))
-            a = pyro.sample("edge_weights", dist.Normal(like.new_zeros(n), self.weight))
+        gamma, a = state_edges(plates.edges, like, self.density, self.weight)
         return {"edges": gamma * a}
 
     def matrix(self, values: dict[str, Any], design: Tensor) -> Tensor:
         return lower_triangle(values["edges"])
+
+
+def state_edges(edges: pyro.plate, like: Tensor, density: float, weight: float) -> tuple[Tensor, Tensor]:
+    """State gates and weights of every edge i > j, each (edges,)."""
+    n = len(like) * (len(like) - 1) // 2
+    with edges:
+        gamma = pyro.sample("edge_gates", dist.Bernoulli(like.new_full((n,), density)))
+        a = pyro.sample("edge_weights", dist.Normal(like.new_zeros(n), weight))
+    return gamma, a
 
 
 def lower_triangle(edges: Tensor) -> Tensor:

@@ -15,10 +15,15 @@ from ..plates import Plates
 from .gaussian import Gaussian
 from .moments import Moments
 from .negative_binomial import NegativeBinomial
+from .student_t import StudentT
 
 
 class Likelihood(Protocol):
-    """What the story asks of a likelihood."""
+    """What the story asks of a likelihood.
+
+    The warm start measures the sd of a gene's noise (or, for counts, its inverse dispersion) and takes it for the `noise`; a
+    likelihood on expression whose noise is something else has a method `noise_of(sd, level) -> noise`, each (genes,).
+    """
 
     observes: ClassVar[Literal["expression", "counts"]]
 
@@ -53,4 +58,4 @@ class Likelihood(Protocol):
         ...
 
 
-__all__ = ["Gaussian", "Likelihood", "Moments", "NegativeBinomial"]
+__all__ = ["Gaussian", "Likelihood", "Moments", "NegativeBinomial", "StudentT"]

@@ -3,69 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from .. import checks
-from ..plates import Plates
-from .moments import Moments, over_normal
+from .expression import LogExpression
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(LogExpression):
     """x_cg ~ Normal(softplus(b_g eta_cg) / b_g, sd_g) on log1p counts per 10,000; `noise` sd_g ~ LogNormal(log start_g, 1).
 
-    The softplus link keeps means positive and lets a small mean change in proportion, as the mean of log1p of sparse
-    counts does. b_g = max(1, 1/2 / level_g), where level_g is the control mean: genes that are hardly seen get a link that
-    is steep enough not to turn their noise into huge predictors. `link="identity"` gives the linear-Gaussian story.
+    The link and its steepness b_g: see `LogExpression`. `link="identity"` gives the linear-Gaussian story.
     """
-
-    link: Literal["softplus", "identity"] = "softplus"
-    observes: ClassVar[Literal["expression", "counts"]] = "expression"
-
-    def __post_init__(self) -> None:
-        checks.choice(("softplus", "identity"), link=self.link)
-
-    def sample(self, plates: Plates, start: Tensor) -> Tensor:
-        with plates.genes:
-            return pyro.sample("noise", dist.LogNormal(start.log(), 1.0))
-
-    def mean(self, eta: Tensor, level: Tensor) -> Tensor:
-        if self.link == "identity":
-            return eta
-        b = _steepness(level)
-        return softplus(b * eta) / b
 
     def law(self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor) -> dist.TorchDistribution:
         return dist.Normal(self.mean(eta, level), noise).to_event(1)
 
-    def slope(self, eta: Tensor, level: Tensor) -> Tensor:
-        return torch.sigmoid(_steepness(level) * eta) if self.link == "softplus" else torch.ones_like(eta)
+    def variance(self, noise: Tensor, level: Tensor) -> Tensor:
+        return noise.square()
 
-    def widest(self, level: Tensor) -> Tensor:
-        # between a cell without and a cell with the only count of a rare gene lies noise, not a program
-        return torch.full_like(level, float("inf")) if self.link == "identity" else 2 * level
-
-    def simulate(
-        self, eta: Tensor, noise: Tensor, library: Tensor, level: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        return self.mean(eta, level) + noise * torch.randn(eta.shape, generator=generator)
-
-    def moments(self, noise: Tensor, library: Tensor, level: Tensor) -> Moments:
-        def of(mean: Tensor, variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-            if self.link == "identity":
-                return mean, variance + noise.square()
-            first, second = over_normal(lambda eta: self.mean(eta, level), mean, variance)
-            return first, second - first.square() + noise.square()
-
-        return of
-
-
-def _steepness(level: Tensor) -> Tensor:
-    """b_g of the softplus link, (genes,)."""
-    return (0.5 / level.clamp_min(1e-4)).clamp_min(1.0)
+    def noise_draw(self, like: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randn(like.shape, generator=generator)
