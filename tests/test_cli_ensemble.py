@@ -15,6 +15,8 @@ from cli_support import PAIRS, contents, done, fit_options, refused
 from pvae_pyro.guides import Ensemble, LowRank
 from pvae_pyro.inference import Fit
 from pvae_pyro.inference.svi import Trainer
+from pvae_pyro.report.scoring import MODEL, WARM_START, score
+from pvae_pyro.runs import open_run
 
 pytest_plugins = ("cli_fixtures",)
 
@@ -39,23 +41,24 @@ def several(screen_file: Path, config: Path, tmp_path_factory: pytest.TempPathFa
     return folder / "run"
 
 
-def test_a_run_of_an_ensemble_predicts_and_is_evaluated(several: Path, tmp_path: Path) -> None:
+def test_a_run_of_an_ensemble_predicts_and_is_scored(several: Path, tmp_path: Path) -> None:
     fit = Fit.load(several / "fit")
     assert fit.guide == Ensemble(n=2, member=LowRank(rank=2), resample=True)
     assert [one.guide for one in fit.members] == [LowRank(rank=2)] * 2
     facts = json.loads((several / "run.json").read_text(encoding="utf-8"))
     assert facts["settings"]["config"]["guide"]["member"] == {"name": "low-rank", "initial_scale": 0.1, "rank": 2}
-    options = ["--conditions", "T03+T01,T05", "--draws", 7, "--effects-out", tmp_path / "e.csv", "--draws-out", tmp_path / "d.npz"]
-    done("predict", several, *options, "--out", tmp_path / "p.h5ad")
+    extra = ["--effects-out", tmp_path / "e.csv", "--draws-out", tmp_path / "d.npz"]
+    done("predict", several, "--conditions", "T03+T01,T05", "--draws", 7, *extra, "--out", tmp_path / "p.h5ad")
     with np.load(tmp_path / "d.npz") as file:
         np.testing.assert_array_equal(file["draws"], fit.predict(["T01+T03", "T05"], draws=7).draws())
         np.testing.assert_allclose(anndata.read_h5ad(tmp_path / "p.h5ad").X, file["draws"].mean(0), atol=1e-5)
     effects = pd.read_csv(tmp_path / "e.csv")
     assert effects.columns.tolist() == ["member", "target", "latent", "mean", "sd", "inclusion"]
     assert sorted(effects["member"].unique()) == [0, 1]
-    done("evaluate", several, "--out", tmp_path / "report")
-    rows = pd.read_csv(tmp_path / "report/metrics.csv")
-    assert set(rows["condition"]) == set(PAIRS)
+    # what `evaluate` makes its report of
+    scored = score(fit, open_run(several).held_out(), 40, 0)
+    assert set(scored.scores.rows["condition"]) == set(PAIRS)
+    assert np.isfinite(scored.values(MODEL, "crps")).all() and np.isfinite(scored.values(WARM_START, "crps")).all()
 
 
 def test_an_interrupted_ensemble_is_resumed_in_its_second_member(

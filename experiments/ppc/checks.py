@@ -73,16 +73,19 @@ def look(parts: list[Stratum], sets: list[Array], well_seen: NDArray[np.bool_], 
     )
 
 
-def compared(found: Look, truth: Look, well_seen: NDArray[np.bool_]) -> dict[str, float]:
-    """Metrics of one look against the held-out cells' own."""
+def compared(found: Look, truth: Look, well_seen: NDArray[np.bool_], n: int) -> dict[str, float]:
+    """Metrics of one look against that of the `n` held-out cells; `genes_lacking_zeros` is what a zero inflation would mend."""
     varies = truth.variance > 1e-8
     ratio = np.log(np.maximum(found.variance[varies], 1e-12) / truth.variance[varies])
     gap = found.zeros - truth.zeros
+    beyond_noise = gap / np.sqrt(np.maximum(found.zeros * (1 - found.zeros), 1 / n) / n)
     return {
         "zeros_gap": float(gap.mean()),
         "zeros_error": float(np.abs(gap).mean()),
         "zeros_gap_well_seen": float(gap[well_seen].mean()),
         "zeros_error_well_seen": float(np.abs(gap[well_seen]).mean()),
+        "genes_lacking_zeros": float((beyond_noise < -2).mean()),
+        "genes_with_too_many_zeros": float((beyond_noise > 2).mean()),
         "variance_ratio": float(np.exp(np.median(ratio))),
         "variance_error": float(np.exp(np.median(np.abs(ratio)))),
         "kurtosis": found.kurtosis,

@@ -109,17 +109,18 @@ def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
     for regime in ("simulated", "singles"):
         for (e, effects), (g, guide) in itertools.product(EFFECTS.items(), GUIDES.items()):
             add(regime, f"{e} {g}", guide(), others=(e, g) == ("spike-slab", "amortized"), effects=effects())
+    # the start carries these priors, and training hardly moves it without pairs: enough to see what they do
     for name, part in COMPOSITIONS.items():
-        add("singles", name, composition=part())
+        add("singles", name, epochs=0, composition=part())
     for name, factor in (("half", 0.5), ("double", 2.0)):
         width, slab = pv.Interaction(), pv.SpikeSlab()
         bilinear = pv.Bilinear()
-        add("singles", f"kappa {name}", interaction=pv.Interaction(width=width.width * factor))
-        add("singles", f"stretch {name}", interaction=pv.Interaction(stretch=width.stretch * factor))
-        add("singles", f"capacity {name}", composition=pv.Bilinear(capacity=bilinear.capacity * factor))
-        add("singles", f"scale {name}", composition=pv.Bilinear(scale=bilinear.scale * factor))
+        add("singles", f"kappa {name}", epochs=0, interaction=pv.Interaction(width=width.width * factor))
+        add("singles", f"stretch {name}", epochs=0, interaction=pv.Interaction(stretch=width.stretch * factor))
+        add("singles", f"capacity {name}", epochs=0, composition=pv.Bilinear(capacity=bilinear.capacity * factor))
+        add("singles", f"scale {name}", epochs=0, composition=pv.Bilinear(scale=bilinear.scale * factor))
         odds = factor * slab.inclusion / (1 - slab.inclusion)
-        add("singles", f"inclusion odds {name}", effects=pv.SpikeSlab(inclusion=odds / (1 + odds)))
+        add("singles", f"inclusion odds {name}", epochs=0, effects=pv.SpikeSlab(inclusion=odds / (1 + odds)))
     for name, part in COMPOSITIONS.items():
         add("cv", name, epochs=0, others=name == "additive", composition=part())
     return out

@@ -105,7 +105,7 @@ class AmortizedGuide(nn.Module):
         story, part = self.story, self.story.model.interaction
         if not story.combinations:
             return values
-        shared = self._shared(values)
+        shared = self.shared(values)
         with pyro.plate("combinations", len(story.combinations), dim=-1):
             surprise = torch.ones_like(self.surprise_loc)
             if part.surprise_spread > 0:
@@ -123,7 +123,7 @@ class AmortizedGuide(nn.Module):
                 values["residual"] = pyro.sample("residual", r)
         return values
 
-    def _shared(self, values: dict[str, Tensor]) -> dict[str, Any]:
+    def shared(self, values: dict[str, Tensor]) -> dict[str, Any]:
         """The story's shared values at these site values, without stating any site."""
         with poutine.block(), poutine.condition(data=values):
             return self.story.shared()
@@ -132,8 +132,8 @@ class AmortizedGuide(nn.Module):
         """Location and scale (combinations, latents) of q(e_d | all other globals).
 
         The cells of d say that its total shift m_d is near `combination_loc`, give or take `combination_scale`; composition says
-        (1 + stretch) compose(w), give or take the interaction's width. m_d lies between them in proportion to their precisions, which
-        is exact for normal laws: a shift that is hardly measured follows the drawn effects instead of holding them back.
+        (1 + stretch) compose(w), give or take the interaction's width. m_d lies between them in proportion to their precisions,
+        which is exact for normal laws: a shift that is hardly measured follows the drawn effects instead of holding them back.
         """
         story = self.story
         design = story.design[story.combinations]
@@ -148,7 +148,7 @@ class AmortizedGuide(nn.Module):
         values, story = self.family.centre(), self.story
         if story.combinations:
             surprise, stretch = self.surprise_loc.exp(), self.stretch_loc
-            eta, _ = self._interaction(self._shared(values), surprise, stretch)
+            eta, _ = self._interaction(self.shared(values), surprise, stretch)
             values |= {"surprise": surprise, "stretch": stretch, "interaction": eta, "residual": self.residual_loc}
         return values
 

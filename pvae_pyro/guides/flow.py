@@ -29,8 +29,8 @@ class Flow(Amortized):
     sites depend on each other, then a monotone spline for each number (linear rational; Dolatabadi et al. 2020, arXiv
     2001.05168), which skews it. The flow starts at the identity, so that the warm start is kept.
     It covers every continuous site outside the plate of targets that has at most `largest` numbers: widths, scales and rates
-    (kappa, composition_scale, capacity, effect_scale, inclusion ...), not loadings, edges, noise or effects; the guide's
-    `family.covered` names them. `hidden`: width of the coupling networks.
+    (kappa, composition_scale, capacity, effect_scale, inclusion ...), in screens of usual size not the coupling, edges or
+    noise, and never effects; `family.covered` of the guide names them. `hidden`: width of the coupling networks.
     """
 
     layers: int = 2

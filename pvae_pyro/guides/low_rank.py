@@ -14,7 +14,7 @@ from .family import Family
 from .joint import Joint
 from .sites import Site
 
-SMALL = 0.03  # sd of the factors at the start: nearly independent, yet not at the saddle point 0
+SMALL = 0.1  # length of a factor within a site at the start: nearly independent, yet not at the saddle point 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,21 @@ class LowRank(Amortized):
 
 
 class LowRankNormal(Joint):
-    """Normal(loc, D^(1/2) (I + F F^T) D^(1/2)) of all continuous sites; `log_scale` is half the log of D."""
+    """Normal(loc, D^(1/2) (I + F F^T) D^(1/2)) of all continuous sites; `log_scale` is half the log of D.
+
+    What is learnt of F is divided by the square root of a site's size, so that a step changes the length of a factor within a
+    site by as much in all sites: with steps of one size for every entry, the noise of the gradient alone would make thousands
+    of effects wider, all in random directions.
+    """
+
+    weight: Tensor
 
     def __init__(self, sites: list[Site], initial_scale: float, rank: int) -> None:
         super().__init__(sites, initial_scale)
         self.cover(self.loc)
         n = sum(self.sizes)
-        self.factor = nn.Parameter(SMALL * torch.randn(n, min(rank, n)))
+        self.scaled_factor = nn.Parameter(SMALL * torch.randn(n, min(rank, n)))
+        self.register_buffer("weight", torch.cat([torch.full((size, 1), size**-0.5) for size in self.sizes]))
 
     def law(self, loc: Tensor, log_scale: Tensor, factor: Tensor) -> LowRankMultivariateNormal:
         """The joint law at these parameters."""
@@ -53,8 +61,8 @@ class LowRankNormal(Joint):
         return LowRankMultivariateNormal(loc, scale.unsqueeze(-1) * factor, scale.square(), validate_args=False)
 
     def parameters_of_law(self) -> tuple[Tensor, Tensor, Tensor]:
-        """loc (n,), log_scale (n,), factor (n, rank)."""
-        return self.flat(self.loc), self.flat(self.log_scale), self.factor
+        """loc (n,), log_scale (n,), factor F (n, rank)."""
+        return self.flat(self.loc), self.flat(self.log_scale), self.weight * self.scaled_factor
 
     def draw(self) -> Tensor:
         loc, log_scale, factor = self.parameters_of_law()

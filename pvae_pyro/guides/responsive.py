@@ -14,7 +14,6 @@ from torch.nn.functional import logsigmoid
 
 from ..story.latents import StructuralMixture, StructuralNormal, times
 from ..story.model import Cells, Globals
-from .gates import GateBernoulli
 
 if TYPE_CHECKING:
     from .amortized import AmortizedGuide
@@ -40,7 +39,8 @@ def _encode_mixture(law: StructuralMixture, guide: AmortizedGuide, cells: Cells,
     There the gains are G = S^{-1} W' C with S the covariance of x, C = (I - L)^{-1} (I - L)^{-T} that of z_r and W the loadings,
     so that the log likelihood ratio (W' d)' S^{-1} (e_1 + e_0) / 2 of two means d apart, from which x differs by e_1 and e_0,
     is (I - L) d . (I - L) G' (e_1 + e_0) / 2. The effects enter it as they enter the prior: without effects the components are
-    one, and the encoder carries no more of a condition's mean than with one.
+    one, and the encoder carries no more of a condition's mean than with one. No gradient goes through the odds, as in EM: where
+    they are exact the ELBO is flat in them, and elsewhere it made rates of simulated screens worse, not better.
     """
     means = law.responding.mean, law.escaped.mean
     moves = [guide.surprise(cells, z_b, g, mean) for mean in means]
@@ -51,13 +51,13 @@ def _encode_mixture(law: StructuralMixture, guide: AmortizedGuide, cells: Cells,
         dist.Normal(mean + move + correction, scale * part.scale).to_event(1)
         for mean, move, part in zip(means, moves, (law.responding, law.escaped), strict=True)
     )
-    return Responding(torch.logit(law.rate) + ratio, one, other)
+    return Responding((torch.logit(law.rate) + ratio).detach(), one, other)
 
 
 class Responding(TorchDistribution):
     """z ~ one with probability sigmoid(logits), else other: both factorised normals of the same shape.
 
-    Samples carry gradients: of the probability by ReinMax, exact in expectation for losses quadratic in z.
+    Samples carry the gradients of the two, but none of the probability, which is to be a constant.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -78,11 +78,9 @@ class Responding(TorchDistribution):
         return torch.sigmoid(self.logits)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        responds = GateBernoulli(logits=self.logits).rsample(torch.Size(sample_shape)).unsqueeze(-1)
-        loc, scale = (
-            b + responds * (a - b)
-            for a, b in ((self.one.mean, self.other.mean), (self.one.base_dist.scale, self.other.base_dist.scale))
-        )
+        responds = torch.bernoulli(self.probability.expand(self._extended_shape(torch.Size(sample_shape))[:-1])).bool()
+        one, other = self.one.base_dist, self.other.base_dist
+        loc, scale = (torch.where(responds.unsqueeze(-1), *pair) for pair in ((one.loc, other.loc), (one.scale, other.scale)))
         return loc + scale * torch.randn_like(loc)
 
     def log_prob(self, value: Tensor) -> Tensor:

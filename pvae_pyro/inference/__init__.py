@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .diagnosis import Finding
+    from .edges import agreeing_edges
     from .fitting import Fit, fit
     from .svi import FitSettings, NotFinite
 
-__all__ = ["Finding", "Fit", "FitSettings", "NotFinite", "fit"]
+__all__ = ["Finding", "Fit", "FitSettings", "NotFinite", "agreeing_edges", "fit"]
 
 _WHERE = {
     "Finding": "diagnosis",
     "Fit": "fitting",
+    "agreeing_edges": "edges",
     "fit": "fitting",
     "FitSettings": "svi",
     "NotFinite": "svi",

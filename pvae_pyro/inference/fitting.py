@@ -23,6 +23,7 @@ from ..story import PARTS, PerturbedVAE, Story
 from . import storage
 from .edges import edges_table
 from .restart import State, Trained, train
+from .responses import penetrance_table, responding
 from .restart import build as build
 from .svi import FitSettings
 from .versions import versions
@@ -177,14 +178,27 @@ class Fit:
             return _blocks([one.edges_table(draws, seed) for one in self.members])
         return edges_table(*self._shared_draws(draws, seed))
 
+    def penetrance_table(self, draws: int = 200, seed: int = 0) -> pd.DataFrame:
+        """Share of each target's cells that respond, rho: target, mean, sd, q05, q95; 1 where the story has no escaping cells.
+
+        It means the same in every member of an ensemble, whose draws are taken together.
+        """
+        shared = [one for member in self.members for one in member._shared_draws(draws, seed)[1]]
+        return penetrance_table(self.targets, shared)
+
+    def responding(self, screen: Screen) -> NDArray[np.float32]:
+        """Probability (cells,) that each cell of a screen with these genes responds to its perturbation, globals at their centre.
+
+        Raises InputError for a condition or a batch that was not trained. The mean over the members of an ensemble.
+        """
+        return np.mean([responding(one, screen) for one in self.members], axis=0)
+
     def _shared_draws(self, draws: int, seed: int) -> tuple[AmortizedGuide, list[dict[str, Any]]]:
         """The guide, and the story's shared values in the draws that predictions with this seed use."""
-        from ..prediction.globals import draw_globals
+        from ..prediction.globals import draw_shared
 
         _, guide = self.modules()
-        loc, scale = self.controls.chunk(2, -1)
-        batches = torch.as_tensor(self.batch_counts.sum(0), dtype=loc.dtype)
-        return guide, [d.shared for d in draw_globals(guide, (loc[:1], scale[:1]), batches, 0, draws, seed)]
+        return guide, draw_shared(guide, draws, seed)
 
     def save(self, folder: str | Path) -> Path:
         """Write to a new folder: safetensors, npz and JSON, no pickle; members of an ensemble have folders of their own."""
@@ -219,6 +233,8 @@ class Fit:
         """Read a saved fit; `parts` are classes of your own that its model uses. Raises InputError for what is not one."""
         path = Path(folder)
         data = storage.load_json(path / "fit.json")
+        if "members" not in data:
+            raise InputError(f"fit.json in {path} names no members: an older version wrote it; the fit has to be run again.")
         known = {c.__name__: c for c in (PerturbedVAE, FitSettings, *GUIDES.values(), *parts)}
         known |= {c.__name__: c for kind in PARTS.values() for c in kind.values()}
         for name in ("model", "guide", "settings"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -14,6 +15,8 @@ from .composing import WEIGHTS, ComposedStart, Shifts, composition_sites, start_
 from .effect_start import start_effects
 from .responding import of_responding
 from .warm_start import Start
+
+log = logging.getLogger("pvae_pyro")
 
 
 @torch.no_grad()
@@ -69,7 +72,7 @@ def _posterior_maps(start: Start, guide: AmortizedGuide, put) -> None:  # type: 
 
 
 def _effects(start: Start, story: Story, guide: AmortizedGuide) -> tuple[ComposedStart, Tensor]:
-    """Effects and gates at the closed-form shifts; the composition that carries them to combinations, and those it was read off."""
+    """Effects and gates at the closed-form shifts; the composition that carries them on, and the conditions it was read off."""
     design, scores = story.design, torch.as_tensor(start.scores, dtype=story.unit.dtype)
     variance = torch.as_tensor(start.score_sd**2, dtype=story.unit.dtype)
     targets = (design != 0).sum(1)
@@ -120,6 +123,11 @@ def _combinations(  # type: ignore[no-untyped-def]
     family.follow_prior("kappa")
     for name, (value, sd) in composition.sites.items():
         family.place(name, value, sd)
+    if composition.kappa is None and WEIGHTS in family.sites:
+        log.info(
+            "Too few combinations were trained to learn a rule for pairs: what they do beyond saturating addition "
+            "is drawn from its prior."
+        )
     rows = story.combinations
     if not rows:
         return
@@ -129,14 +137,7 @@ def _combinations(  # type: ignore[no-untyped-def]
         guide.stretch_loc[measured[rows]] = composition.stretch
         guide.stretch_log_scale.fill_(math.log(max(0.5 * part.stretch, 1e-3)))
         family.place("kappa", composition.kappa, max(part.width_spread / 3, 1e-3))
-        # SVI would move these on: independent factors for w and composition raised the ELBO and the error of unseen pairs
+        # SVI of these would widen intervals that are right: factors of w and of widths are independent in the guide
         for name in ("kappa", *composition.sites):
             if name != WEIGHTS:
                 family.hold(name)
-
-
-def start_values(guide: AmortizedGuide) -> dict[str, Tensor]:
-    """The story's shared values at the centre of the guide."""
-    with poutine.block(), poutine.condition(data=guide.family.centre()):
-        shared: dict[str, Tensor] = guide.story.shared()
-    return shared

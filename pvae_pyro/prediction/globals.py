@@ -125,6 +125,20 @@ def draw_globals(
     return out
 
 
+@torch.no_grad()
+def draw_shared(guide: AmortizedGuide, draws: int, seed: int) -> list[dict[str, Any]]:
+    """The story's shared values in the draws that `draw_globals` makes with this seed."""
+    out = []
+    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        for number in range(draws):
+            torch.manual_seed(draw_seed(seed, number, 0))
+            with poutine.block():
+                values = guide.sample_globals()
+            with poutine.block(), poutine.condition(data=values):
+                out.append(guide.story.shared())
+    return out
+
+
 def _with_new_targets(guide: AmortizedGuide, values: dict[str, Tensor], n: int) -> dict[str, Any]:
     """The story's shared values with `n` further targets, drawn from the prior given this draw's hyperparameters."""
     story, design = guide.story, guide.story.design

@@ -144,10 +144,12 @@ class Posterior:
         name = f"{self.conditions[self._row(a)]} - {self.conditions[self._row(b)]}"
         return Contrast(name, self.genes, one - two, "difference of two predictions of the same draws")
 
-    def interaction(self, combination: str) -> Contrast:
+    def interaction(self, combination: str, responding: bool = False) -> Contrast:
         """Combination minus the sum of its singles' shifts, draw by draw (latent mean): 0 is additive.
 
-        The posterior must hold the combination; its singles and the control are predicted with the same draws.
+        The posterior must hold the combination; its singles and the control are predicted with the same draws. Cells that escape
+        (penetrance "on") are in these means as they are in measured ones, and make them less than additive by themselves:
+        `responding` compares cells that respond.
         """
         row = self._row(combination)
         if self.n_targets[row] < 2:
@@ -155,6 +157,8 @@ class Posterior:
                 f"'{self.conditions[row]}' has fewer than two targets; ask for the interaction of a combination."
             )
         recipe, design = self.recipe, self.recipe.design[row]
+        if responding:
+            recipe = recipe.asking(escape=False)
         targets = torch.nonzero(design).flatten().tolist()
         rows = torch.zeros(len(targets) + 1, design.shape[0])
         for i, p in enumerate(targets):
@@ -174,7 +178,7 @@ class Posterior:
         latent = torch.cat(blocks, 1).numpy()
         additive = latent[:, :-1].sum(1) - (len(targets) - 1) * latent[:, -1]
         draws = np.zeros((self.n_draws, len(self.genes)), dtype=np.float32)
-        draws[:, self.active] = self._latent(row)[:, self.active] - additive
+        draws[:, self.active] = self._latent(row, recipe)[:, self.active] - additive
         if recipe.trained[row] >= 0:
             note = "this combination was trained: size and direction are learnt from its cells"
         elif self.composition_is_additive:
@@ -185,8 +189,8 @@ class Posterior:
                     "its spread is the interaction prior's")  # fmt: skip
         return Contrast(self.conditions[row], self.genes, draws, note)
 
-    def _latent(self, row: int) -> Array:
-        recipe = self.recipe
+    def _latent(self, row: int, recipe: Recipe | RecipeMixture | None = None) -> Array:
+        recipe = recipe or self.recipe
         one = recipe.asking(conditions=recipe.conditions[row : row + 1], design=recipe.design[row : row + 1],
                             trained=recipe.trained[row : row + 1], n_cells=recipe.n_cells[row : row + 1],
                             own_batches=recipe.own_batches[row : row + 1])  # fmt: skip

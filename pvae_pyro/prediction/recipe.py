@@ -58,7 +58,7 @@ class Recipe:
     escape: bool = True
 
     def asking(self, **rows: Any) -> Recipe:
-        """The same draws for other conditions: new values of some of the fields that have one entry for each."""
+        """The same draws for other conditions: new values of fields that have one entry for each, or of `escape`."""
         return replace(self, **rows)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -22,7 +22,8 @@ PARTS: dict[str, dict[str, type]] = {
 }
 
 __all__ = [
-    "MMD", "PARTS", "Additive", "Bilinear", "CausalGraph", "Cells", "Centroid", "FixedGraph", "Full", "Gaussian", "Globals",
-    "Horseshoe", "Interaction", "LaplaceEffects", "Mixture", "ModulatedGraph", "NegativeBinomial", "NoAlignment", "NoGraph", "NormalEffects", "Pairwise", "PerturbedVAE",
-    "Saturating", "SpikeSlab", "Story", "StudentT",
+    "MMD", "PARTS", "Additive", "Bilinear", "CausalGraph", "Cells", "Centroid", "FixedGraph", "Full", "Gaussian",
+    "Globals", "Horseshoe", "Interaction", "LaplaceEffects", "Mixture", "ModulatedGraph", "NegativeBinomial",
+    "NoAlignment", "NoGraph", "NormalEffects", "Pairwise", "PerturbedVAE", "Saturating", "SpikeSlab", "Story",
+    "StudentT",
 ]  # fmt: skip

@@ -130,10 +130,10 @@ class Story(nn.Module):
             "spread", torch.ones(n_genes)
         )  # within-condition sd of a gene: unit of the residual r
         self.register_buffer("unit", torch.ones(responsive))  # control-cell sds in one unit of a latent
-        axes = getattr(model.composition, "buffers", None)
-        self._axes = tuple(axes(responsive)) if axes else ()
-        for name in self._axes:
-            self.register_buffer(f"composition_{name}", axes(responsive)[name])
+        axes = model.composition.buffers(responsive) if hasattr(model.composition, "buffers") else {}
+        self._axes = tuple(axes)
+        for name, axis in axes.items():
+            self.register_buffer(f"composition_{name}", axis)
         self.combinations = torch.nonzero(is_combination(design)).flatten().tolist()
         sort, numbered = getattr(model.graph, "order", None), list(range(responsive))
         order = numbered if sort is None else list(sort(responsive))  # latents from causes to effects

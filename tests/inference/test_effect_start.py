@@ -102,8 +102,8 @@ def name_of(part: Any) -> str:
 def effects(guide: AmortizedGuide, draws: int = 0) -> Tensor:
     """w at the centre of the guide, or draws of it (draws, targets, latents)."""
     if not draws:
-        return guide._shared(guide.family.centre())["effects"]
-    return torch.stack([guide._shared(guide.family.sample())["effects"] for _ in range(draws)])
+        return guide.shared(guide.family.centre())["effects"]
+    return torch.stack([guide.shared(guide.family.sample())["effects"] for _ in range(draws)])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +144,10 @@ def test_a_saved_ensemble_is_the_same(ensemble: Fit, boot: Fit, data: Screen, tm
     (tmp_path / "plain/member-2/state.safetensors").unlink()
     with pytest.raises(InputError, match="state.safetensors in .*member-2"):
         Fit.load(tmp_path / "plain")
+    facts = json.loads((tmp_path / "one/fit.json").read_text())
+    (tmp_path / "one/fit.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "members"}))
+    with pytest.raises(InputError, match="older version"):
+        Fit.load(tmp_path / "one")
 
 
 @pytest.mark.parametrize("member", [0, 1])
@@ -246,7 +251,7 @@ def test_progress_says_which_member_is_trained(data: Screen, monkeypatch: pytest
 
 def test_an_ensemble_of_any_guide_but_an_ensemble(data: Screen) -> None:
     one = quick(data, Ensemble(n=2, member=LowRank(rank=2)))
-    assert all("guide.family.factor" in member.state for member in one.members)
+    assert all("guide.family.scaled_factor" in member.state for member in one.members)
     assert np.isfinite(draws(one)).all()
     with pytest.raises(InputError, match="ensemble itself"):
         Ensemble(member=Ensemble())  # type: ignore[arg-type]

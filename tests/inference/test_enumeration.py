@@ -64,7 +64,7 @@ def by_hand(t: Trainer, seed: int) -> float:
     for s in SETTINGS:
         with torch.no_grad():
             logits.copy_(80 * s - 40)
-            total += float(q.log_prob(s.double()).sum().exp()) * float(seeded_loss(t, seed))
+            total += float(q.log_prob(s.double()).sum().exp()) * float(seeded_loss(t, seed).detach())
     with torch.no_grad():
         logits.copy_(kept)
     return total
@@ -74,9 +74,9 @@ def by_hand(t: Trainer, seed: int) -> float:
 def test_the_enumerated_objective_is_the_sum_by_hand(parts: dict[str, Any], trainer: Callable[..., Trainer]) -> None:
     exact, sampled = trainer("enumerate", **parts), trainer("reinmax", **parts)
     for seed in (0, 1):
-        assert float(seeded_loss(exact, seed)) == pytest.approx(by_hand(sampled, seed), rel=1e-5)
-    losses = {float(seeded_loss(sampled, seed)) - float(seeded_loss(exact, seed)) for seed in range(4)}
-    assert max(abs(one) for one in losses) > 1e-3  # one setting is not the sum of all
+        found, drawn = float(seeded_loss(exact, seed).detach()), float(seeded_loss(sampled, seed).detach())
+        assert found == pytest.approx(by_hand(sampled, seed), rel=1e-5)
+        assert abs(drawn - found) > 1e-3 * abs(found)  # one setting is not the sum of all
 
 
 def test_it_uses_up_the_random_numbers_of_one_evaluation(trainer: Callable[..., Trainer]) -> None:
@@ -116,13 +116,13 @@ def test_each_estimator_against_the_exact_gradient(trainer: Callable[..., Traine
     # what does not stand before the gates has its exact gradient in any case; the gates' own is off
     torch.testing.assert_close(straight["responsive"], exact["responsive"], rtol=1e-3, atol=1e-5)
     bias = (straight["gates"] - exact["gates"]).norm() / exact["gates"].norm()
-    assert 0.05 < float(bias) < 1
+    assert 0.01 < float(bias) < 0.5  # 3 % here, where the loss is nearly linear in a gate
 
 
 @pytest.mark.parametrize("estimator", ["reinmax", "straight-through", "enumerate"])
 def test_every_estimator_trains_hard_gates_and_exports_their_probability(estimator: str, screen: Callable[..., Screen]) -> None:
     data = screen(targets=3, doubles=1, controls=60, cells_per_condition=30, genes=20)
-    model = PerturbedVAE(SpikeSlab(estimator=estimator), responsive=2, background=2, hidden=0)  # type: ignore[arg-type]
+    model = PerturbedVAE(SpikeSlab(estimator=estimator), responsive=1, background=2, hidden=0)  # type: ignore[arg-type]
     run = partial(fit, model, data, progress=False)
     found, start = run(settings=FitSettings(epochs=2)), run(settings=FitSettings(epochs=0))
     logits = found.state["guide.family.logits.gates"]
@@ -131,7 +131,7 @@ def test_every_estimator_trains_hard_gates_and_exports_their_probability(estimat
     np.testing.assert_allclose(table["inclusion"], torch.sigmoid(logits).ravel(), rtol=1e-6)
     _, guide = found.modules()
     with torch.no_grad():
-        w = torch.stack([guide._shared(guide.family.sample())["effects"] for _ in range(400)])
+        w = torch.stack([guide.shared(guide.family.sample())["effects"] for _ in range(400)])
     shut = (w == 0).float().mean(0)
     error = (shut * (1 - shut) / 400).sqrt() + 1 / 400
     assert ((shut - (1 - torch.sigmoid(logits))).abs() < 4 * error).all()

@@ -17,7 +17,16 @@ from pvae_pyro.inference.starting import apply_start
 from pvae_pyro.inference.warm_start import Start, closed_form
 from pvae_pyro.screen import Screen
 from pvae_pyro.simulate import SimulatedScreen
-from pvae_pyro.story import Additive, Cells, Gaussian, NegativeBinomial, NormalEffects, PerturbedVAE, Story
+from pvae_pyro.story import (
+    Additive,
+    Cells,
+    Gaussian,
+    NegativeBinomial,
+    NormalEffects,
+    PerturbedVAE,
+    Story,
+    StudentT,
+)
 from pvae_pyro.story.effects.mixture import spike_slab_fit
 
 WorldOf, ScreenOf = Callable[..., SimulatedScreen], Callable[..., Screen]
@@ -185,6 +194,27 @@ def test_background_is_blind_to_shifts_along_the_responsive_loadings(likelihood:
         assert guide.correct_background.last is not None
         guide.correct_background.last.weight.normal_()
     assert (where(x + 10 * shift) - where(x)).abs().max() < 1e-3 * (where(x + 1) - where(x)).abs().max()
+
+
+@pytest.mark.parametrize("link", ["identity", "softplus"])
+def test_a_noise_that_is_no_sd_starts_at_the_variance_that_was_measured(link: str, screen: ScreenOf) -> None:
+    """Student-t cells start as the Gaussian ones do, but for the unit of their noise; a part without a say gets the sd."""
+    data = screen("default")
+    rows = np.arange(data.n_cells)
+    gaussian = closed_form(PerturbedVAE(background=3, likelihood=Gaussian(link=link)), data, rows)  # type: ignore[arg-type]
+    part = StudentT(link=link, df=4.0, tails_from=1.0)  # type: ignore[arg-type]
+    found = closed_form(PerturbedVAE(background=3, likelihood=part), data, rows)
+    for name in ("unit", "intercept", "responsive", "background", "scores", "scale", "level"):
+        np.testing.assert_allclose(getattr(found, name), getattr(gaussian, name), rtol=1e-9, atol=1e-12, err_msg=name)
+    noise, level = torch.as_tensor(found.noise), torch.as_tensor(found.level)
+    np.testing.assert_allclose(part.variance(noise, level).sqrt(), gaussian.noise, rtol=1e-9)
+    assert (found.noise < 0.98 * gaussian.noise).any()
+
+    class Silent(Gaussian):
+        noise_of = None  # type: ignore[assignment]
+
+    silent = closed_form(PerturbedVAE(background=3, likelihood=Silent(link=link)), data, rows)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(silent.noise, gaussian.noise)
 
 
 def test_the_responsive_gain_is_the_regression_of_the_latents_on_the_cells(screen: ScreenOf) -> None:

@@ -21,16 +21,19 @@ from pvae_pyro.story import (
     NegativeBinomial,
     NoGraph,
     PerturbedVAE,
+    Saturating,
 )
 
 ADDITIVE = {"composition": Additive(), "graph": NoGraph(), "likelihood": Gaussian(link="identity"),
-            "interaction": Interaction(width=0.0, width_spread=0.0, outside=0.0, surprise_spread=0.0)}  # fmt: skip
+            "interaction": Interaction(width=0.0, width_spread=0.0, stretch=0.0, outside=0.0, surprise_spread=0.0)}  # fmt: skip
 MODELS = {
     "default": PerturbedVAE(background=3, hidden=4),
     "counts": PerturbedVAE(background=3, hidden=4, likelihood=NegativeBinomial()),
     "linear": PerturbedVAE(background=3, hidden=4, composition=Additive(), likelihood=Gaussian(link="identity")),
     "additive": PerturbedVAE(background=3, hidden=4, **ADDITIVE),  # type: ignore[arg-type]
-    "no graph": PerturbedVAE(background=3, hidden=4, graph=NoGraph(), interaction=ADDITIVE["interaction"]),  # type: ignore[arg-type]
+    # nothing in it depends on how latents are numbered: no axes, no noise for each latent of an unseen pair
+    "no graph": PerturbedVAE(background=3, hidden=4, graph=NoGraph(), composition=Saturating(),
+                             interaction=Interaction(width=0.0)),
     "modulated": PerturbedVAE(background=3, hidden=4, graph=ModulatedGraph(density=0.5, modulation=0.3, coupling=0.1)),
     "fixed": PerturbedVAE(background=3, hidden=4, responsive=4, graph=FixedGraph(edges=((3, 0), (0, 1), (2, 1)))),
 }

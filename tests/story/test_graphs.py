@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pvae_pyro.errors import InputError
 from pvae_pyro.inference.storage import part_from_dict, part_to_dict
-from pvae_pyro.story import CausalGraph, Cells, FixedGraph, ModulatedGraph, NoGraph, Story
+from pvae_pyro.story import CausalGraph, Cells, FixedGraph, ModulatedGraph, NoGraph, Saturating, Story
 from pvae_pyro.story.graphs import Graph
 from pvae_pyro.story.plates import Plates
 
@@ -235,7 +235,8 @@ def test_numbers_of_latents_are_names(graph: NoGraph | FixedGraph, build: Build,
     if isinstance(graph, FixedGraph):
         other = FixedGraph(edges=tuple((back[s], back[t]) for s, t in graph.edges))
         assert any(s > t for s, t in other.edges) and any(s < t for s, t in other.edges)
-    one, two = (build(graph=g).double() for g in (graph, other))
+    # a composition without axes of its own, which would have to be renumbered, too
+    one, two = (build(graph=g, composition=Saturating()).double() for g in (graph, other))
     scale = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
     with torch.no_grad():
         for story, buffer in ((one, scale), (two, scale[TURN])):

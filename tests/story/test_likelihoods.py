@@ -13,12 +13,14 @@ from scipy import stats
 from torch import Tensor
 
 from pvae_pyro.errors import InputError
-from pvae_pyro.story import Gaussian, NegativeBinomial
+from pvae_pyro.story import Gaussian, NegativeBinomial, StudentT
 from pvae_pyro.story.likelihoods import Likelihood
 from pvae_pyro.story.likelihoods.table import count_moment_table, interpolate
 from pvae_pyro.story.plates import Plates
 
-ALL: list[Likelihood] = [Gaussian(), Gaussian(link="identity"), NegativeBinomial()]
+ALL: list[Likelihood] = [
+    Gaussian(), Gaussian(link="identity"), NegativeBinomial(), StudentT(), StudentT(link="identity", df=12.0, tails_from=0.0),
+]  # fmt: skip
 
 
 def doubles(*values: float) -> Tensor:
@@ -86,6 +88,9 @@ def brute_force(
         mu = (drawn / 1e4).unsqueeze(1) * eta.exp()
         counts = rng.negative_binomial(noise.numpy(), (noise / (noise + mu)).numpy())
         return torch.log1p(torch.tensor(counts) * (1e4 / drawn).unsqueeze(1))
+    if isinstance(part, StudentT):
+        df = part.df * np.maximum(1, part.tails_from / level.numpy())
+        return part.mean(eta, level) + noise * torch.tensor(np.random.default_rng(seed).standard_t(df, size=(n, len(mean))))
     return part.mean(eta, level) + noise * torch.randn(n, len(mean), dtype=torch.float64, generator=generator)
 
 
@@ -100,8 +105,85 @@ def check_moments(part: Likelihood, x: Tensor, first: Tensor, variance: Tensor, 
 
 
 @pytest.mark.parametrize("link", ["softplus", "identity"])
-def test_gaussian_moments_are_those_of_cells(link: str) -> None:
-    part = Gaussian(link=link)  # type: ignore[arg-type]
+def test_the_student_t_density_is_that_of_scipy(link: str) -> None:
+    """Every gene has its own degrees of freedom: 7 where the control mean is 4 or more, more below, at most 10,000."""
+    rng = np.random.default_rng(8)
+    level, df = doubles(6, 4, 2, 0.1, 1e-9), np.array([7, 7, 14, 280, 1e4])
+    eta, scale, x = rng.normal(size=(6, 5)), rng.uniform(0.1, 2, size=5), 3 * rng.normal(size=(6, 5))
+    part = StudentT(link=link, df=7.0, tails_from=4.0)  # type: ignore[arg-type]
+    expected = stats.t.logpdf(x, df, part.mean(torch.tensor(eta), level).numpy(), scale)
+    law = part.law(torch.tensor(eta), torch.tensor(scale), torch.ones(6), level)
+    assert law.batch_shape == (6,) and law.event_shape == (5,)
+    np.testing.assert_allclose(law.log_prob(torch.tensor(x)), expected.sum(1), rtol=1e-9)
+    # in single precision, too, however many degrees of freedom: a difference of large logarithms of gamma functions
+    single = part.law(torch.tensor(eta).float(), torch.tensor(scale).float(), torch.ones(6), level.float())
+    found = single.base_dist.log_prob(torch.tensor(x).float())
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found[:, 1:], expected[:, 1:], rtol=1e-4, atol=2e-4)
+
+
+def test_many_degrees_of_freedom_are_a_gaussian() -> None:
+    eta, noise, level = torch.linspace(-2, 2, 6, dtype=torch.float64).reshape(2, 3), doubles(0.3, 1, 2), doubles(0.1, 1, 3)
+    one, other = (part.law(eta, noise, SEEN, level) for part in (StudentT(df=1e7), Gaussian()))
+    x = torch.ones(2, 3, dtype=torch.float64)
+    torch.testing.assert_close(one.log_prob(x), other.log_prob(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", [Gaussian(), StudentT(), StudentT(df=2.5, tails_from=0.0)], ids=str)
+def test_the_noise_of_an_sd_has_that_sd(part: Gaussian | StudentT) -> None:
+    level, sd = doubles(0.01, 0.5, 2, 8), doubles(0.1, 0.5, 1, 2)
+    torch.testing.assert_close(part.variance(part.noise_of(sd, level), level).sqrt(), sd)
+
+
+def sparse_gene(share: float, size: float = 4.0, n: int = 4000) -> tuple[Tensor, Tensor]:
+    """A gene that `share` of the cells show, around `size` on the log scale; its values and its mean as control level."""
+    shown = (torch.arange(n) < share * n).double()
+    x = shown * (size + 0.3 * torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(9)))
+    return x.unsqueeze(1), x.mean().reshape(1)
+
+
+def best(part: StudentT | Gaussian, x: Tensor, level: Tensor) -> tuple[float, float]:
+    """Location and scale of the highest likelihood, from the gene's mean and sd."""
+    loc, log_scale = x.mean().reshape(1).requires_grad_(), x.std().log().reshape(1).requires_grad_()
+    optimiser = torch.optim.LBFGS([loc, log_scale], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value: Tensor = -part.law(loc.expand_as(x), log_scale.exp().clamp_min(1e-5), x, level).log_prob(x).mean()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    return float(loc.detach()), float(log_scale.detach().exp())
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_zeros_of_a_rare_gene_are_not_taken_for_its_centre(share: float) -> None:
+    """What a shift is read off: the location stays near the mean, and the scale near the sd."""
+    x, level = sparse_gene(share)
+    mean, sd = float(x.mean()), float(x.std())
+    assert best(Gaussian(link="identity"), x, level) == pytest.approx((mean, sd), rel=0.01)
+    loc, scale = best(StudentT(link="identity"), x, level)
+    assert loc == pytest.approx(mean, rel=0.2) and scale == pytest.approx(sd, rel=0.2)
+
+
+def test_with_the_same_tails_for_all_genes_they_are() -> None:
+    """Why `tails_from` is there: fewer than 1 / (1 + df) of the cells show the gene, and the likelihood has no maximum."""
+    part = StudentT(link="identity", df=10.0, tails_from=0.0)
+    values = {}
+    for share in (0.05, 0.2):
+        x, level = sparse_gene(share)
+        heights = [float(part.law(torch.zeros_like(x), doubles(s), x, level).log_prob(x).sum()) for s in (0.1, 1e-2, 1e-3, 1e-4)]
+        values[share] = np.diff(heights)
+    assert (values[0.05] > 0).all() and (values[0.2] < 0).all()
+    x, level = sparse_gene(0.2)  # a maximum, but not at the mean
+    assert best(part, x, level)[0] < 0.7 * float(x.mean())
+
+
+@pytest.mark.parametrize("link", ["softplus", "identity"])
+@pytest.mark.parametrize("kind", [Gaussian, StudentT])
+def test_moments_on_log_expression_are_those_of_cells(kind: type[Gaussian | StudentT], link: str) -> None:
+    part = kind(link=link)  # type: ignore[arg-type]
     mean = doubles(-5, -3, -1, 0, 0.5, 2, 5, 0, 0)
     sd = doubles(0.5, 1, 1.5, 0, 0.1, 1, 1.5, 1.5, 1)
     noise = doubles(0.05, 0.2, 0.3, 0.4, 0.5, 0.1, 0.3, 1e-6, 1)
@@ -239,5 +321,12 @@ def test_an_extreme_predictor_stays_finite() -> None:
 
 
 def test_an_unknown_link_is_refused() -> None:
-    with pytest.raises(InputError, match="link"):
-        Gaussian(link="log")  # type: ignore[arg-type]
+    for part in (Gaussian, StudentT):
+        with pytest.raises(InputError, match="link"):
+            part(link="log")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"df": 2.0}, {"df": math.nan}, {"df": math.inf}, {"tails_from": -1.0}])
+def test_impossible_tails_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        StudentT(**wrong)

@@ -30,6 +30,7 @@ from pvae_pyro.story import (
     Saturating,
     SpikeSlab,
     Story,
+    StudentT,
 )
 from pvae_pyro.story.model import effect_of
 
@@ -224,9 +225,12 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
         local += float(stats.multivariate_normal.logpdf(z_r, inverse @ (z_b @ coupling[d] + shift[d]), covariance))
         predictor = decoder[0][int(cells.batch[c])] + z_r @ decoder[1] + z_b @ decoder[2] + residual[d]
         x = cells.observed[c].numpy()
+        b = np.maximum(1, 0.5 / story.level.numpy())
         if isinstance(model.likelihood, Gaussian):
-            b = np.maximum(1, 0.5 / story.level.numpy())
             local += normal(x, np.logaddexp(0, b * predictor) / b, v["noise"])
+        elif isinstance(model.likelihood, StudentT):
+            df = 3 * np.maximum(1, 0.5 / story.level.numpy())
+            local += float(np.sum(stats.t.logpdf(x, df, np.logaddexp(0, b * predictor) / b, v["noise"])))
         else:
             mean = float(cells.library[c]) / 1e4 * np.exp(predictor)
             local += float(np.sum(stats.nbinom.logpmf(x, v["noise"], v["noise"] / (v["noise"] + mean))))
@@ -241,8 +245,9 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
         {"effects": SLAB, "graph": GRAPH, "composition": Additive(), "likelihood": NegativeBinomial()},
         {"effects": SLAB, "graph": MODULATED, "composition": SATURATING},
         {"effects": SLAB, "graph": FIXED, "composition": SATURATING},
+        {"effects": SLAB, "graph": GRAPH, "composition": SATURATING, "likelihood": StudentT(df=3.0, tails_from=0.5)},
     ],
-    ids=["first options", "second options", "mixed", "modulated", "fixed"],
+    ids=["first options", "second options", "mixed", "modulated", "fixed", "heavy tails"],
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_log_joint_density_against_scipy(parts: dict[str, object], seed: int, build: Build, cells_of: CellsOf) -> None:

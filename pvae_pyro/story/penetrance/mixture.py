@@ -17,7 +17,7 @@ from ..latents import StructuralMixture, StructuralNormal
 from ..plates import Plates
 from .escape import fit_escape
 
-Rule = Literal["product", "least"]
+Rule = Literal["least", "product"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Mixture:
     `penetrance` (targets, 1)  rho_p ~ Beta(strength * centre, strength * (1 - centre))
     z_r | z_b, u ~ rho_d p(z_r | z_b, u) + (1 - rho_d) p(z_r | z_b, 0)
 
-    A cell escapes as a whole. `combined` says how often a cell with several targets responds: "product" rho_d = prod_p rho_p,
-    each target fails for itself, and one failure is enough; "least" rho_d = min_p rho_p, failures are those of the cell (no
-    nuclease or activator, wrong label), the same for all of its targets. Control has rho = 1. The residual of a combination
-    is one of its mean: rho_d r_d in all of its cells.
+    A cell escapes as a whole, whatever the number of its targets. `combined` says how often one with several responds: "least"
+    rho_d = min_p rho_p, failures are the cell's (no nuclease or activator, a wrong label), the same for all of its targets;
+    "product" rho_d = prod_p rho_p, each target fails for itself, and one failure is taken to be enough. Control has rho = 1.
+    The residual of a combination is one of its mean: rho_d r_d in all of its cells.
     Effects w are then those of responding cells. Of a target without visible effect only rho_p w_p is known, and rho_p stays
     at its prior. Two components in each condition as in Mixscape (Papalexi et al. 2021, 10.1038/s41588-021-00778-2),
     fitted with everything else instead of before it.
@@ -38,7 +38,7 @@ class Mixture:
 
     centre: float = 0.9
     strength: float = 10.0
-    combined: Rule = "product"
+    combined: Rule = "least"
 
     def __post_init__(self) -> None:
         checks.share(centre=self.centre)
