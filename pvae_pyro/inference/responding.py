@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 def along_shifts(
     variation: CellVariation, expression: sp.csr_matrix, condition: NDArray[np.int64], batch: NDArray[np.int64], control: int
 ) -> Array:
-    """Where cells (cells,) stand along the shift of their condition: control cells have mean 0 and sd 1 there.
+    """Where cells (cells,) stand along the shift of their condition, in sds of control cells from their mean; 0 for control.
 
     Each half of every condition's cells is seen along the shift of the other half, shrunk and whitened: a cell leans towards a
     mean that it is part of, and one that escaped would seem to respond a little.

@@ -76,7 +76,7 @@ def test_the_enumerated_objective_is_the_sum_by_hand(parts: dict[str, Any], trai
     for seed in (0, 1):
         found, drawn = float(seeded_loss(exact, seed).detach()), float(seeded_loss(sampled, seed).detach())
         assert found == pytest.approx(by_hand(sampled, seed), rel=1e-5)
-        assert abs(drawn - found) > 1e-3 * abs(found)  # one setting is not the sum of all
+        assert abs(drawn - found) > 1e-4 * abs(found)  # one setting is not the sum of all
 
 
 def test_it_uses_up_the_random_numbers_of_one_evaluation(trainer: Callable[..., Trainer]) -> None:

@@ -7,9 +7,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
-from effects_support import effects_of
 
 from pvae_pyro.guides import Amortized
 from pvae_pyro.inference import FitSettings
@@ -19,10 +19,10 @@ from pvae_pyro.inference.svi import Trainer
 from pvae_pyro.inference.warm_start import Start, closed_form
 from pvae_pyro.screen import CONTROL, Screen
 from pvae_pyro.simulate import Truth, simulate
-from pvae_pyro.story import Gaussian, Horseshoe, LaplaceEffects, NoGraph, NormalEffects, PerturbedVAE, Story
+from pvae_pyro.story import Gaussian, Horseshoe, LaplaceEffects, NoAlignment, NoGraph, NormalEffects, PerturbedVAE, Story
 
 OPEN, SIZE = 0.15, 1.0  # share of effects that are not zero, and their sd
-SEEDS = range(3)
+SEEDS, STEPS = range(3), 70
 
 
 def known(truth: Truth, screen: Screen, model: PerturbedVAE) -> Start:
@@ -53,7 +53,8 @@ def errors(effects: Any, seed: int) -> tuple[float, float]:
     world = simulate("linear-gaussian", seed=seed, targets=40, doubles=0, controls=200, cells_per_condition=10, genes=50, responsive=4,
                      background=2, gate_probability=OPEN, effect_size=SIZE, edge_probability=0.0, drive=0.0, noise_modulation=0.0)  # fmt: skip
     screen, truth = Screen.from_anndata(world.adata, "condition"), world.truth
-    model = PerturbedVAE(effects=effects, graph=NoGraph(), likelihood=Gaussian(link="identity"), responsive=4, background=2, hidden=0)
+    model = PerturbedVAE(effects=effects, graph=NoGraph(), alignment=NoAlignment(), likelihood=Gaussian(link="identity"),
+                         responsive=4, background=2, hidden=0)  # fmt: skip
     start = known(truth, screen, model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -62,9 +63,12 @@ def errors(effects: Any, seed: int) -> tuple[float, float]:
         apply_start(start, story, guide)
         story.requires_grad_(False)  # the decoder
         store = CellStore(screen, np.arange(screen.n_cells), "expression", torch.device("cpu"))
-        settings = FitSettings(epochs=9, batch_size=100, globals_rate=20.0)
-        Trainer(story, guide, store, store, settings, seed).run(progress=False)
-        w = effects_of(guide, 100).mean(0)
+        trainer = Trainer(story, guide, store, store, FitSettings(globals_rate=80.0), seed)
+        with pyro.validation_enabled(False):
+            for number in range(STEPS):
+                trainer.step(np.arange(len(store)), number / STEPS)
+        with torch.no_grad():
+            w = torch.stack([guide.shared(guide.family.sample())["effects"] for _ in range(100)]).mean(0)
     assert truth.targets == screen.targets
     rows = [screen.conditions.index(target) for target in truth.targets]
     shrink = start.scale**2 / (start.scale**2 + start.score_sd[rows] ** 2)
