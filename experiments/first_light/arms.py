@@ -144,7 +144,7 @@ def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
         ),
     }
     for factor, word in ((0.5, "half"), (2.0, "double")):
-        capacity = pv.Saturating(capacity=pv.Saturating().capacity * factor)
+        capacity = pv.Bilinear(capacity=pv.Bilinear().capacity * factor)
         width = pv.Interaction(width=pv.Interaction().width * factor)
         out[f"capacity-{word}"] = lambda seed, c=capacity: _norman(model.replace(composition=c), start, seed)  # type: ignore[misc]
         out[f"width-{word}"] = lambda seed, w=width: _norman(model.replace(interaction=w), start, seed)  # type: ignore[misc]

@@ -78,7 +78,10 @@ def _centre(prior: Any, value: Tensor) -> Tensor:
     inner = prior
     while isinstance(inner, dist.Independent):
         inner = inner.base_dist
-    for statistic in (lambda: prior.mean, lambda: inner.icdf(torch.full_like(value, 0.5)), lambda: prior.mode):
+    ways: tuple[Callable[[], Any], ...] = (
+        lambda: prior.mean, lambda: inner.icdf(torch.full_like(value, 0.5)), lambda: prior.mode,
+    )  # fmt: skip
+    for statistic in ways:
         try:
             centre = torch.as_tensor(statistic())
         except NotImplementedError:

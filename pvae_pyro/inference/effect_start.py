@@ -33,6 +33,8 @@ def start_effects(story: Story, family: Family, w: Tensor, sd: Tensor) -> None:
             family.place(name, value, spread)
         return
     stated, w, sd = _Stated(story, family), w.double(), sd.double()
+    if not stated.sites:
+        return
     for name in stated.sites:
         family.follow_prior(name)
     own = [n for n, site in stated.sites.items() if any(f.name == "targets" for f in site.plates)]
@@ -43,7 +45,7 @@ def start_effects(story: Story, family: Family, w: Tensor, sd: Tensor) -> None:
             u = stated.fit(list(stated.sites), w, sd)
     u = stated.begun | u
     for name, spread in stated.spreads(u, sd, own).items():
-        if name not in own and name in family.log_scale:  # the prior has had its say, but a shared scale moves the effects of all its targets
+        if name not in own and name in family.log_scale:  # a shared scale moves the effects of all its targets
             spread = torch.minimum(spread, family.log_scale[name].double().exp())
         family.place(name, stated.value(name, u[name]), spread)
 

@@ -22,9 +22,8 @@ from ..screen import CONTROL, ConditionSummary, Screen
 from ..story import PARTS, PerturbedVAE, Story
 from . import storage
 from .edges import edges_table
-from .restart import State, Trained, train
 from .responses import penetrance_table, responding
-from .restart import build as build
+from .restart import State, Trained, train
 from .svi import FitSettings
 from .versions import versions
 

@@ -24,7 +24,7 @@ FEW_CELLS = 30  # below this the normal approximation of a pseudobulk's finite-c
 class Kind:
     """Cells of one condition that are alike: those that respond, or those that escaped.
 
-    rate (draws, 1) share of the condition's cells; eta and variance (draws, genes) of their linear predictor; v(u) (draws, latents);
+    rate (draws, 1) share of the condition's cells; eta and variance (draws, genes) of their predictor; v(u) (draws, latents);
     `purpose` marks the random numbers that are theirs alone.
     """
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pyro
 import pytest
 import torch

@@ -38,6 +38,18 @@ class Quadratic:
         return ((s @ self.a) * s).sum(-1) + s @ self.b + 1.7
 
 
+def square(gates: Tensor) -> Tensor:
+    return gates.square()
+
+
+def line(gates: Tensor) -> Tensor:
+    return 3 * gates
+
+
+def cubic(gates: Tensor) -> Tensor:
+    return (gates.reshape(-1, 4).sum(-1) - 1.3) ** 3
+
+
 def exact_gradient(loss: Any, logits: Tensor) -> Tensor:
     """d E f(s) / d logits from all sixteen configurations."""
     free = logits.clone().requires_grad_()
@@ -134,7 +146,6 @@ def test_the_bias_of_straight_through_on_a_curved_loss() -> None:
     expected = loss.a.diagonal().reshape(2, 2) * (2 * p - 1) * p * (1 - p)
     torch.testing.assert_close(mean - exact_gradient(loss, LOGITS), expected, rtol=1e-10, atol=1e-12)
     # as a number: the gradient of s^2 at p = 0.88 (logit 2) comes out as 0.185, 76 % above the true 0.105
-    square = lambda s: s.square()  # noqa: E731
     at = torch.full((2, 2), 2.0, dtype=torch.float64)
     found, _ = moments(_straight_through, square, at)
     assert float(found[0, 0]) == pytest.approx(0.185, abs=5e-4)
@@ -150,10 +161,9 @@ def test_reinmax_varies_less_than_reinforce(seed: int) -> None:
 
 @pytest.mark.parametrize("logit", [-2.0, -0.4, 0.4, 2.0])
 def test_where_reinmax_varies_less_than_straight_through_and_where_not(logit: float) -> None:
-    """On s^2 its variance is 1 / (4 p^2) of straight-through's: less where gates are rather open than shut. On a loss linear in each
-    gate straight-through does not vary at all, and ReinMax by (1 - 2p)^2 p (1 - p) / 4 of the squared slope."""
+    """On s^2 its variance is 1 / (4 p^2) of straight-through's: less where gates are rather open than shut. On a loss linear in
+    each gate straight-through does not vary at all, and ReinMax by (1 - 2p)^2 p (1 - p) / 4 of the squared slope."""
     at, p = torch.full((2, 2), logit, dtype=torch.float64), torch.sigmoid(torch.tensor(logit, dtype=torch.float64))
-    square, line = (lambda s: s.square()), (lambda s: 3 * s)
     one, other = (moments(draw, square, at)[1][0, 0] for draw in (_ReinMax.apply, _straight_through))
     assert float(one / other) == pytest.approx(float(1 / (4 * p**2)))
     assert bool(one < other) == (logit > 0)
@@ -163,7 +173,6 @@ def test_where_reinmax_varies_less_than_straight_through_and_where_not(logit: fl
 
 
 def test_the_sum_over_configurations_is_exact_for_any_loss() -> None:
-    cubic = lambda s: (s.reshape(-1, 4).sum(-1) - 1.3) ** 3  # noqa: E731
     free = LOGITS.clone().requires_grad_()
     terms = list(configurations({"a": free[:1], "b": free[1:]}))
     assert len(terms) == 16 and float(sum(p for _, p in terms).detach()) == pytest.approx(1)

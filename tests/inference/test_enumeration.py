@@ -1,4 +1,4 @@
-"""Gate estimators inside the real objective: two targets x two latents, so that sixteen settings of the gates can be summed by hand."""
+"""Gate estimators inside the real objective: two targets x two latents, sixteen settings of the gates, summed by hand."""
 
 from __future__ import annotations
 
@@ -117,6 +117,15 @@ def test_each_estimator_against_the_exact_gradient(trainer: Callable[..., Traine
     torch.testing.assert_close(straight["responsive"], exact["responsive"], rtol=1e-3, atol=1e-5)
     bias = (straight["gates"] - exact["gates"]).norm() / exact["gates"].norm()
     assert 0.01 < float(bias) < 0.5  # 3 % here, where the loss is nearly linear in a gate
+
+
+def test_the_estimator_that_the_prior_names_is_the_one_used(trainer: Callable[..., Trainer]) -> None:
+    one, other = trainer("reinmax"), trainer("straight-through")
+    losses = [seeded_loss(t) for t in (one, other)]
+    assert torch.equal(*losses)  # the same gates are drawn
+    found, expected = gradients(one, losses[0]), gradients(other, losses[1])
+    torch.testing.assert_close(found["responsive"], expected["responsive"])
+    assert not torch.allclose(found["gates"], expected["gates"], rtol=0.05)
 
 
 @pytest.mark.parametrize("estimator", ["reinmax", "straight-through", "enumerate"])

@@ -8,11 +8,9 @@ from typing import Any
 import pyro
 import pytest
 import torch
-
 from parts_support import CHOICES, SEAMS
 
 from pvae_pyro.story import Cells, PerturbedVAE, Story
-
 
 
 @pytest.fixture(params=CHOICES, ids=["-".join(names) for names in CHOICES])

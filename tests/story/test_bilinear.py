@@ -58,8 +58,8 @@ def test_products_of_features_are_the_kernel_of_pairs() -> None:
     v, w = values(part), effects(1)
     unit = torch.full((LATENTS,), UNIT, dtype=torch.float64)
     u = UNIT * w
-    psi = [torch.cat([torch.tensor([0.4], dtype=torch.float64), u[p] @ v["directions"] / math.sqrt(CAPACITY**2 + float(u[p] @ u[p]))])
-           for p in range(3)]  # fmt: skip
+    bias, short = torch.tensor([0.4], dtype=torch.float64), [math.sqrt(CAPACITY**2 + float(x @ x)) for x in u]
+    psi = [torch.cat([bias, u[p] @ v["directions"] / short[p]]) for p in range(3)]
     pairs = torch.tensor([[1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.float64)
     features = part.features(v, pairs, w, unit)
     names = [(0, 1), (0, 2), (1, 2)]

@@ -145,4 +145,5 @@ def test_impossible_settings_are_refused(part: Any, wrong: dict[str, Any]) -> No
 
 
 def test_the_names_of_the_configuration() -> None:
-    assert PARTS["effects"] == {"spike-slab": SpikeSlab, "horseshoe": Horseshoe, "laplace": LaplaceEffects, "normal": NormalEffects}
+    expected = {"spike-slab": SpikeSlab, "horseshoe": Horseshoe, "laplace": LaplaceEffects, "normal": NormalEffects}
+    assert PARTS["effects"] == expected

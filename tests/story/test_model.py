@@ -20,7 +20,9 @@ from pvae_pyro.story import (
     Centroid,
     FixedGraph,
     Gaussian,
+    Horseshoe,
     Interaction,
+    LaplaceEffects,
     ModulatedGraph,
     NegativeBinomial,
     NoAlignment,
@@ -173,8 +175,17 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
     """Log joint density by scipy, from the formulas of the docstrings, cell by cell and condition by condition."""
     model, design = story.model, story.design.numpy()
     tau0, spread, unit = story.effect_scale.numpy(), story.spread.numpy(), story.unit.numpy()
-    total = log_normal(v["effect_scale"], tau0, 0.2) + normal(v["effects"], 0, v["effect_scale"])
-    w = v["effects"]
+    total, w = log_normal(v["effect_scale"], tau0, 0.2), v["effects"]
+    if isinstance(model.effects, LaplaceEffects):
+        total += float(np.sum(stats.laplace.logpdf(w, 0, v["effect_scale"] / np.sqrt(2))))
+    elif isinstance(model.effects, Horseshoe):
+        o, lam = v["openness"], v["local_scale"]
+        total += normal(w) + float(np.sum(stats.halfcauchy.logpdf(lam))) + float(np.sum(stats.beta.logpdf(o, 2.4, 3.6)))
+        c = v["effect_scale"] / np.sqrt(o)
+        tau = c * o / (1 - o)
+        w = w * tau * np.sqrt(c**2 * lam**2 / (c**2 + tau**2 * lam**2))
+    else:
+        total += normal(w, 0, v["effect_scale"])
     if "gates" in v:
         total += float(np.sum(stats.beta.logpdf(v["inclusion"], 1.5, 3.5)))
         total += float(np.sum(stats.bernoulli.logpmf(v["gates"], v["inclusion"])))
@@ -246,8 +257,10 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
         {"effects": SLAB, "graph": MODULATED, "composition": SATURATING},
         {"effects": SLAB, "graph": FIXED, "composition": SATURATING},
         {"effects": SLAB, "graph": GRAPH, "composition": SATURATING, "likelihood": StudentT(df=3.0, tails_from=0.5)},
+        {"effects": Horseshoe(open_share=0.4, strength=6.0, scale_spread=0.2), "graph": NoGraph(), "composition": SATURATING},
+        {"effects": LaplaceEffects(0.2), "graph": NoGraph(), "composition": SATURATING},
     ],
-    ids=["first options", "second options", "mixed", "modulated", "fixed", "heavy tails"],
+    ids=["first options", "second options", "mixed", "modulated", "fixed", "heavy tails", "horseshoe", "laplace"],
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_log_joint_density_against_scipy(parts: dict[str, object], seed: int, build: Build, cells_of: CellsOf) -> None:

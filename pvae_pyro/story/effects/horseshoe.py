@@ -24,8 +24,8 @@ class Horseshoe:
     `effects` (targets, latents) z_pk ~ Normal(0, 1)
 
     An effect that escapes the shrinkage has the slab's width c_k = s_k / sqrt(o_k), the others are of the size of
-    tau_k = c_k o_k / (1 - o_k). Since E (tau lambda~ / c)^2 = tau / (tau + c) = o, openness is the expected share of open effects,
-    and the sd of w is s_k whatever it is: o near 1 gives normal effects, o near 0 few and large ones.
+    tau_k = c_k o_k / (1 - o_k). Since E (tau lambda~ / c)^2 = tau / (tau + c) = o, openness is the expected share of open
+    effects, and the sd of w is s_k whatever it is: o near 1 gives normal effects, o near 0 few and large ones.
 
     Source: Piironen & Vehtari 2017, doi:10.1214/17-EJS1337SI; their tau_0 = share / (1 - share) in units of noise is here in
     units of the slab, since a prior does not know the noise.

@@ -30,8 +30,9 @@ class SpikeSlab:
     `scale_k` is 1 without a warm start, and with it the empirical-Bayes size that makes the prior's
     shrinkage equal to optimal singular-value shrinkage on average; `scale_spread` is kept small because
     that size also stands for the uncertainty of the loadings.
-    `estimator` of the gradient of the gates' probabilities: "reinmax" (second order, low variance), "straight-through" (first
-    order) or "enumerate" (exact, for at most ten gates). The gates are hard in all three, and so are inclusion probabilities.
+    `estimator` of the gradient of the gates' probabilities: "reinmax" (unbiased where the loss is quadratic in each gate),
+    "straight-through" (where it is linear; a curved loss biases it) or "enumerate" (exact: a sum over all settings, for at most
+    ten gates, each of which doubles its cost). The gates are hard in all three, and so are inclusion probabilities.
     """
 
     inclusion: float = 0.5
