@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,19 @@ def penetrance_table(targets: Sequence[str], shared: Sequence[Mapping[str, Any]]
 @torch.no_grad()
 def responding(fit: Fit, screen: Screen) -> NDArray[np.float32]:
     """See `Fit.responding`; of a single run."""
+    _, guide = fit.modules()
+    g = guide.assemble(guide.central_values())
+    out = np.ones(screen.n_cells, dtype=np.float32)
+    for rows, cells in known_cells(fit, screen):
+        z_b, _ = guide.background(cells)
+        q = encode(guide.story.responsive_law(g, z_b, cells.condition), guide, cells, z_b, g)
+        if isinstance(q, Responding):
+            out[rows] = q.probability.numpy()
+    return out
+
+
+def known_cells(fit: Fit, screen: Screen) -> Iterator[tuple[slice, Cells]]:
+    """Cells of a screen as the fitted story sees them, some at a time, with their rows. Raises InputError as `Fit.responding`."""
     unknown = [c for c in screen.conditions if c not in fit.conditions]
     if unknown:
         raise InputError(f"the condition {unknown[0]!r} was not trained, so nothing is known of its cells; leave it out.")
@@ -38,18 +51,13 @@ def responding(fit: Fit, screen: Screen) -> NDArray[np.float32]:
     if new:
         raise InputError(f"the batch {new[0]!r} was not trained, so its cells cannot be judged; leave it out.")
     seen = screen.select_genes([str(g) for g in fit.genes[fit.active]])
-    _, guide = fit.modules()
-    g = guide.assemble(guide.central_values())
+    observed = seen.counts if fit.model.likelihood.observes == "counts" else seen.expression
+    if observed is None:
+        raise InputError("the model observes counts, but the cells are normalised; give raw counts.")
     condition = np.array([fit.conditions.index(c) for c in screen.conditions])[screen.condition]
     batch = np.array([fit.batches.index(b) for b in screen.batches])[screen.batch]
-    out = np.ones(screen.n_cells, dtype=np.float32)
     for start in range(0, screen.n_cells, CHUNK):
         rows = slice(start, start + CHUNK)
-        x = torch.from_numpy(seen.expression[rows].toarray())
+        x, y = (torch.from_numpy(m[rows].toarray()) for m in (seen.expression, observed))
         library = torch.as_tensor(screen.library[rows], dtype=x.dtype)
-        cells = Cells(x, x, torch.as_tensor(condition[rows]), torch.as_tensor(batch[rows]), library)
-        z_b, _ = guide.background(cells)
-        q = encode(guide.story.responsive_law(g, z_b, cells.condition), guide, cells, z_b, g)
-        if isinstance(q, Responding):
-            out[rows] = q.probability.numpy()
-    return out
+        yield rows, Cells(x, y, torch.as_tensor(condition[rows]), torch.as_tensor(batch[rows]), library)

@@ -1,0 +1,1 @@
+"""Cells that escaped their perturbation: what the two-component mixture changes."""

@@ -1,0 +1,88 @@
+"""python -m experiments.penetrance.figure [--out DIR]: results.csv as one figure, rates of targets and what held-out cells gain."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from pvae_pyro import Mixture
+
+from .arms import KNOWN, STRONG
+
+HERE = Path(__file__).parent
+NAME = "rates.png"
+
+
+def rates(results: pd.DataFrame, arm: str, seed: int = 0) -> pd.DataFrame:
+    """One row per target: mean, sd, q05, q95, size of its effect; largest effect last."""
+    mine = results[(results["arm"] == arm) & (results["seed"] == seed) & results["what"].str.startswith("on: rate of ")]
+    table = mine.assign(target=mine["what"].str.removeprefix("on: rate of ")).pivot(
+        index="target", columns="metric", values="value"
+    )
+    return table.sort_values("size")
+
+
+def _norman(axis: Axes, results: pd.DataFrame) -> None:
+    table = rates(results, "norman")
+    axis.vlines(table["size"], table["q05"], table["q95"], color="0.75", linewidth=1)
+    axis.plot(table["size"], table["mean"], "o", color="black", markersize=3)
+    axis.axhline(KNOWN, color="black", linewidth=1)
+    axis.text(0.2, KNOWN + 0.006, "simulated: 0.92", fontsize=8, ha="left")
+    axis.set(title="semi-synthetic Norman, 104 targets", xlabel="size of the effect (sds of control cells, all genes)",
+             ylabel="share of cells that respond", ylim=(0.4, 1.01), xlim=(0, None))  # fmt: skip
+
+
+def _papalexi(axis: Axes, results: pd.DataFrame) -> None:
+    table = rates(results, "papalexi-gaussian")
+    rows = np.arange(len(table))
+    axis.hlines(rows, table["q05"], table["q95"], color="0.6", linewidth=2)
+    axis.plot(table["mean"], rows, "o", color="black", markersize=4)
+    axis.axvline(Mixture().centre, color="black", linewidth=1, linestyle=":")
+    axis.text(Mixture().centre - 0.005, -0.8, "prior", fontsize=8, ha="right", va="center")
+    axis.set(title="Papalexi (real), by size of effect", xlabel="share of cells that respond", xlim=(0.4, 1.01), ylim=(-1.5, None))
+    axis.set_yticks(rows, [str(t) for t in table.index], fontsize=7)
+
+
+def _gain(axis: Axes, results: pd.DataFrame) -> None:
+    groups = {", ".join(STRONG): "IFNGR1, IFNGR2,\nJAK2, STAT1", "other targets": "other targets", "control": "control"}
+    mine = results[(results["arm"] == "papalexi-gaussian") & (results["metric"] == "log_density")]
+    for row, (what, _) in enumerate(groups.items()):
+        gain = mine[mine["what"] == f"on minus off: {what}"].sort_values("seed")["value"].to_numpy()
+        error = mine[mine["what"] == f"on minus off, standard error: {what}"].sort_values("seed")["value"].to_numpy()
+        place = -row + 0.12 * (np.arange(len(gain)) - (len(gain) - 1) / 2)
+        axis.errorbar(gain, place, xerr=1.96 * error, fmt="o", color="black", ecolor="0.6", markersize=4)
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set(title="Papalexi, cells held out", xlabel="log density, on minus off\n(nats a cell, 95 %, a dot for each seed)", ylim=(-2.6, 0.6))
+    axis.set_yticks([0, -1, -2], list(groups.values()), fontsize=8)
+
+
+def draw(results: pd.DataFrame, path: Path) -> None:
+    """Rates on both screens, and the gain of held-out cells."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained", width_ratios=(1.3, 1, 0.9))
+    for axis, panel in zip(axes, (_norman, _papalexi, _gain), strict=True):
+        panel(axis, results)
+        axis.title.set_fontsize(10)
+        for side in ("right", "top"):
+            axis.spines[side].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.penetrance.figure", description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE, help=f"folder of {NAME}")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    draw(pd.read_csv(HERE / "results.csv"), out / NAME)
+
+
+if __name__ == "__main__":
+    main()
