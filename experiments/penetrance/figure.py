@@ -1,4 +1,4 @@
-"""python -m experiments.penetrance.figure [--out DIR]: results.csv as one figure, rates of targets and what held-out cells gain."""
+"""python -m experiments.penetrance.figure [--out DIR]: results.csv as one figure, rates and what held-out cells gain."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def _papalexi(axis: Axes, results: pd.DataFrame) -> None:
     axis.plot(table["mean"], rows, "o", color="black", markersize=4)
     axis.axvline(Mixture().centre, color="black", linewidth=1, linestyle=":")
     axis.text(Mixture().centre - 0.005, -0.8, "prior", fontsize=8, ha="right", va="center")
-    axis.set(title="Papalexi (real), by size of effect", xlabel="share of cells that respond", xlim=(0.4, 1.01), ylim=(-1.5, None))
+    axis.set(title="Papalexi (real), by size of effect", xlabel="share of cells that respond",
+             xlim=(0.4, 1.01), ylim=(-1.5, None))  # fmt: skip
     axis.set_yticks(rows, [str(t) for t in table.index], fontsize=7)
 
 
@@ -60,7 +61,8 @@ def _gain(axis: Axes, results: pd.DataFrame) -> None:
         place = -row + 0.12 * (np.arange(len(gain)) - (len(gain) - 1) / 2)
         axis.errorbar(gain, place, xerr=1.96 * error, fmt="o", color="black", ecolor="0.6", markersize=4)
     axis.axvline(0, color="black", linewidth=1)
-    axis.set(title="Papalexi, cells held out", xlabel="log density, on minus off\n(nats a cell, 95 %, a dot for each seed)", ylim=(-2.6, 0.6))
+    axis.set(title="Papalexi, cells held out", ylim=(-2.6, 0.6),
+             xlabel="log density, on minus off\n(nats a cell, 95 %, a dot for each seed)")  # fmt: skip
     axis.set_yticks([0, -1, -2], list(groups.values()), fontsize=8)
 
 

@@ -8,4 +8,4 @@ from .. import run_arms
 from .arms import arms
 
 if __name__ == "__main__":
-    run_arms.main("experiments.ppc", __doc__, Path(__file__).parent, arms, "norman-gaussian")
+    run_arms.main("experiments.ppc", __doc__, Path(__file__).parent, arms, "norman-gaussian", lambda arm: (0, 1))

@@ -80,9 +80,9 @@ def test_balanced_draws_are_unbiased_for_the_alignment_of_all_cells(screen: Call
             for d in range(1, len(store.screen.conditions))
             if int((store.condition == d).sum()) >= 2
         ]).mean()  # fmt: skip
-        drawn = torch.stack([t.alignment() for _ in range(500)]).double()
-    assert abs(float(drawn.mean() - exact)) < 4 * float(drawn.std()) / 500**0.5
-    assert float(drawn.std()) / 500**0.5 < 0.05 * float(exact)
+        drawn = torch.stack([t.alignment() for _ in range(1500)]).double()
+    assert abs(float(drawn.mean() - exact)) < 4 * float(drawn.std()) / 1500**0.5
+    assert float(drawn.std()) / 1500**0.5 < 0.05 * float(exact)
 
 
 def test_the_sampler_is_balanced_and_without_replacement(screen: Callable[..., Screen]) -> None:

@@ -1,8 +1,9 @@
-"""python -m experiments.ppc.figure [--out DIR]: results.csv as one figure, a row for each statistic, a column for each screen."""
+"""python -m experiments.ppc.publish [--out DIR]: results.csv into the table of README.md, between its markers, and the figure."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import matplotlib
@@ -33,7 +34,7 @@ STATISTICS: list[tuple[str, str, tuple[float, float], float | None]] = [
 
 def draw(results: pd.DataFrame, path: Path) -> None:
     """A mark for each likelihood and seed; a line where held-out cells lie, a dotted one for training cells in their place."""
-    figure, axes = plt.subplots(len(STATISTICS), 2, figsize=(9, 9.5), layout="constrained", sharex=False)
+    figure, axes = plt.subplots(len(STATISTICS), 2, figsize=(9, 9.5), layout="constrained")
     for column, screen in enumerate(SCREENS):
         axes[0, column].set_title(TITLES[screen], fontsize=10, fontweight="bold", pad=8)
         for row, (metric, title, limits, nominal) in enumerate(STATISTICS):
@@ -59,13 +60,53 @@ def draw(results: pd.DataFrame, path: Path) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+# metric, title, digits
+COLUMNS = [
+    ("zeros_error", "zeros, error", 3),
+    ("genes_lacking_zeros", "genes lacking zeros", 3),
+    ("tail_above", "above 1,000, x nominal", 1),
+    ("kurtosis", "kurtosis", 1),
+    ("library_slope", "library slope", 3),
+    ("cell_log_density", "log density of a cell", 1),
+    ("l2_ratio_to_own_mean", "L2 / L2 of own mean", 3),
+    ("crps", "CRPS", 4),
+    ("coverage_90", "90 % covers", 3),
+]
+
+
+def table(results: pd.DataFrame, screen: str) -> str:
+    """A row for each likelihood, the mean over seeds; what real cells look like at the end."""
+    names = [*(name for name, *_ in MARKS), "student-t-all-genes"]
+    rows = [(f"{screen}-{name}", "model", name.replace("-all-genes", ", same tails for all genes")) for name in names]
+    rows += [(f"{screen}-gaussian", what, what) for what in ("training cells", "held-out cells")]
+    lines = [f"| {screen} | {' | '.join(title for _, title, _ in COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
+    for arm, what, shown in rows:
+        mine = results[(results["arm"] == arm) & (results["what"] == what)].groupby("metric")["value"].mean()
+        cells = (f"{mine[metric]:.{digits}f}" if metric in mine else "-" for metric, _, digits in COLUMNS)
+        lines.append(f"| {shown} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def filled(text: str, results: pd.DataFrame) -> str:
+    """A document with every marked table made anew."""
+
+    def made(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{table(results, match[2])}\n{match[3]}"
+
+    return re.sub(r"(<!-- ppc: (\w+) -->)\n.*?(<!-- end -->)", made, text, flags=re.DOTALL)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.ppc.figure", description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE, help=f"folder of results.csv and {NAME}")
+    parser = argparse.ArgumentParser(prog="python -m experiments.ppc.publish", description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE, help=f"folder of results.csv, README.md and {NAME}")
     out = parser.parse_args().out
-    draw(pd.read_csv(out / "results.csv"), out / NAME)
+    results, readme = pd.read_csv(out / "results.csv"), out / "README.md"
+    draw(results, out / NAME)
+    if readme.exists():
+        readme.write_text(filled(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 if __name__ == "__main__":
