@@ -80,8 +80,10 @@ def _effects(start: Start, story: Story, guide: AmortizedGuide) -> tuple[Compose
     measured = (targets >= 2) & ~(design[:, ~known] != 0).any(1)
     singles = _least_squares(design[targets == 1], scores[targets == 1], 1 / variance[targets == 1].mean(1))
     sampling = torch.stack([variance[design[:, p] != 0].min(0).values for p in range(design.shape[1])])
-    slab = story.effect_scale.square()
-    data = Shifts(singles, sampling * slab / (sampling + slab), design[measured], scores[measured], variance[measured])
+    # the part of measured effects that is not noise: with the noise left in, the scale of sums would come out too small
+    noise = sampling[known].mean(0)
+    signal = (1 - noise / singles[known].square().mean(0).clamp_min(1e-12)).clamp(0.3, 1.0)
+    data = Shifts(signal * singles, signal * sampling, design[measured], scores[measured], variance[measured])
     composition = start_composition(story, data)
     w = singles if bool(known.all()) else _with_unmeasured(story, composition, singles, scores, variance, known)
     start_effects(story, guide.family, w, sampling.sqrt())
