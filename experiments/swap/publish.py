@@ -48,6 +48,10 @@ class Results:
 
 
 def table(title: str, rows: list[tuple[str, list[str]]]) -> str:
+    """Markdown of the arms that were run."""
+    rows = [(name, cells) for name, cells in rows if set(cells) != {"-"}]
+    if not rows:
+        return "*Not run yet.*"
     lines = [f"| {title} | {' | '.join(TITLES.values())} |", f"|---|{'---|' * len(DIGITS)}"]
     return "\n".join(lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows])
 
