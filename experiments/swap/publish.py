@@ -83,12 +83,16 @@ def figure(results: Results, path: Path) -> None:
     """CRPS of every swap beside the default's, one panel a regime; a dot an arm, short ticks the seeds."""
     panels = {
         "even doubles trained": [f"doubles {n}" for n in COMPOSITIONS],
+        "simulated, singles trained": [f"simulated {e} {g}" for e in EFFECTS for g in GUIDES],
         "singles trained": [f"singles {e} {g}" for e in EFFECTS for g in GUIDES],
-        "singles trained, informed defaults": [f"singles {w} {way}" for w in INFORMED for way in ("half", "double")],
+        "singles trained, warm start": [f"singles {n}" for n in COMPOSITIONS]
+        + [f"singles {w} {way}" for w in INFORMED for way in ("half", "double")],
     }
-    drawn, axes = plt.subplots(1, 3, figsize=(11, 4.2), layout="constrained")
-    for ax, (title, names) in zip(axes, panels.items(), strict=True):
-        found = [name for name in names if results.value(name, "crps") == results.value(name, "crps")]
+    run = set(results.rows["arm"])
+    panels = {title: [name for name in names if name in run] for title, names in panels.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    drawn, axes = plt.subplots(1, len(panels), figsize=(3.7 * len(panels), 4.2), layout="constrained", squeeze=False)
+    for ax, (title, found) in zip(axes[0], panels.items(), strict=True):
         for at, name in enumerate(found):
             rows = results.rows
             values = rows[(rows["arm"] == name) & (rows["what"] == "model") & (rows["metric"] == "crps")]["value"]
