@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -55,12 +56,16 @@ def _papalexi(axis: Axes, results: pd.DataFrame) -> None:
 def _gain(axis: Axes, results: pd.DataFrame) -> None:
     groups = {", ".join(STRONG): "IFNGR1, IFNGR2,\nJAK2, STAT1", "other targets": "other targets", "control": "control"}
     mine = results[(results["arm"] == "papalexi-gaussian") & (results["metric"] == "log_density")]
-    for row, (what, _) in enumerate(groups.items()):
-        gain = mine[mine["what"] == f"on minus off: {what}"].sort_values("seed")["value"].to_numpy()
-        error = mine[mine["what"] == f"on minus off, standard error: {what}"].sort_values("seed")["value"].to_numpy()
-        place = -row + 0.12 * (np.arange(len(gain)) - (len(gain) - 1) / 2)
-        axis.errorbar(gain, place, xerr=1.96 * error, fmt="o", color="black", ecolor="0.6", markersize=4)
+    fits = ((", warm start", "white", 0.2), ("", "black", -0.2))
+    for (row, what), (when, face, lift) in itertools.product(enumerate(groups), fits):
+        of = mine[mine["what"].isin([f"on minus off{when}: {what}", f"on minus off{when}, standard error: {what}"])]
+        table = of.pivot(index="seed", columns="what", values="value").sort_index(axis=1, key=lambda names: names.str.len())
+        gain, error = table.to_numpy().T  # the longer name is the error's
+        place = lift - row + 0.1 * (np.arange(len(gain)) - (len(gain) - 1) / 2)
+        label = {"white": "warm start", "black": "trained"}[face] if row == 0 else None
+        axis.errorbar(gain, place, xerr=1.96 * error, fmt="o", color="black", mfc=face, ecolor="0.6", markersize=4, label=label)
     axis.axvline(0, color="black", linewidth=1)
+    axis.legend(fontsize=8, frameon=False, loc="lower right")
     axis.set(title="Papalexi, cells held out", ylim=(-2.6, 0.6),
              xlabel="log density, on minus off\n(nats a cell, 95 %, a dot for each seed)")  # fmt: skip
     axis.set_yticks([0, -1, -2], list(groups.values()), fontsize=8)

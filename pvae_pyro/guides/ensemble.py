@@ -29,7 +29,9 @@ class Ensemble:
     Member 0 has the seed of the fit and is what a plain fit with it would be; the others have seeds derived from it. They
     differ in the order of cells, the noise of SVI and the validation cells, hardly in the closed-form start. `resample` gives
     every member but the first training cells drawn with replacement inside each condition (bootstrap; validation cells
-    are set apart before), so that loadings and decoder, which are parameters without a posterior, differ too.
+    are set apart before), so that loadings and decoder, which are parameters without a posterior, differ too. It widens the
+    intervals, but drawing doubles the sampling noise that the closed-form start counts once, so each such member is worse:
+    on the semi-synthetic Norman screen an ensemble of three loses 4 % of L2 and of CRPS by it. Hence off by default.
     """
 
     n: int = 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import combinations, product
 
@@ -13,7 +13,9 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 
-from pvae_pyro.guides import GUIDES, Ensemble
+import pvae_pyro
+from pvae_pyro.errors import InputError
+from pvae_pyro.guides import GUIDES, Ensemble, Flow, LowRank, Map
 from pvae_pyro.guides.joint import AUXILIARY
 from pvae_pyro.inference import Fit, FitSettings, fit
 from pvae_pyro.screen import Screen
@@ -101,3 +103,22 @@ def test_globals_of_map_are_the_same_in_all_draws(effects: str) -> None:
         if not guide.family.sites[name].is_gate:
             assert torch.equal(drawn[0][name], drawn[1][name]) and torch.equal(drawn[0][name], drawn[2][name]), name
     assert not torch.equal(drawn[0]["interaction"], drawn[1]["interaction"])
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [(lambda: LowRank(rank=0), "rank"), (lambda: LowRank(rank=2.5), "rank"), (lambda: Flow(layers=-1), "layers"),
+     (lambda: Flow(hidden=0), "hidden"), (lambda: Flow(largest=0), "largest"), (lambda: Map(initial_scale=0), "initial_scale"),
+     (lambda: Flow(initial_scale=-1.0), "initial_scale")],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(make: Callable[[], object], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        make()
+
+
+def test_a_guide_is_written_as_it_is_made() -> None:
+    for cls in GUIDES.values():
+        guide = cls()
+        assert eval(repr(guide), {name: getattr(pvae_pyro, name) for name in pvae_pyro.__all__}) == guide
+    with pytest.raises(TypeError):
+        LowRank(10, 3)  # type: ignore[misc]

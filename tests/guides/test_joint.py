@@ -13,8 +13,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
-from pvae_pyro.errors import InputError
-from pvae_pyro.guides import GUIDES, Amortized, Flow, LowRank, Map
+from pvae_pyro.guides import Amortized, Flow, LowRank, Map
 from pvae_pyro.guides.family import Family
 from pvae_pyro.guides.flow import FlowFamily, StandardFlow
 from pvae_pyro.guides.joint import AUXILIARY
@@ -390,24 +389,3 @@ def test_gates_of_map_stay_bernoulli() -> None:
     assert set(values["gates"].unique().tolist()) == {0.0, 1.0} and not torch.equal(values["gates"][0], values["gates"][1])
     assert float(values["gates"].mean()) == pytest.approx(0.3, abs=4 * (0.21 / 4000) ** 0.5)
     assert torch.equal(values["effects"][0], values["effects"][3])
-
-
-@pytest.mark.parametrize(
-    ("make", "word"),
-    [(lambda: LowRank(rank=0), "rank"), (lambda: LowRank(rank=2.5), "rank"), (lambda: Flow(layers=-1), "layers"),
-     (lambda: Flow(hidden=0), "hidden"), (lambda: Flow(largest=0), "largest"), (lambda: Map(initial_scale=0), "initial_scale"),
-     (lambda: Flow(initial_scale=-1.0), "initial_scale")],
-)  # fmt: skip
-def test_settings_out_of_range_are_refused(make: Callable[[], object], word: str) -> None:
-    with pytest.raises(InputError, match=word):
-        make()
-
-
-def test_a_guide_is_written_as_it_is_made() -> None:
-    import pvae_pyro
-
-    for cls in GUIDES.values():
-        guide = cls()
-        assert eval(repr(guide), {name: getattr(pvae_pyro, name) for name in pvae_pyro.__all__}) == guide
-    with pytest.raises(TypeError):
-        LowRank(10, 3)  # type: ignore[misc]
