@@ -114,16 +114,29 @@ def crps_normal(mean: ArrayLike, sd: ArrayLike, truth: ArrayLike) -> Array:
     return np.asarray(np.where(scale > 0, score, np.abs(error)))
 
 
+def ends_draws(draws: ArrayLike, levels: Sequence[float] = LEVELS) -> tuple[Array, Array]:
+    """Low and high ends (levels, ...) of the central intervals of draws (S, ...): quantiles, interpolated linearly."""
+    tails = np.array([(1 - level) / 2 for level in levels])
+    ends = np.quantile(np.asarray(draws).astype(np.float64), np.concatenate([tails, 1 - tails]), axis=0)
+    return ends[: len(tails)], ends[len(tails) :]
+
+
+def ends_normal(mean: ArrayLike, sd: ArrayLike, levels: Sequence[float] = LEVELS) -> tuple[Array, Array]:
+    """Low and high ends (levels, ...) of the central intervals of Normal(mean, sd)."""
+    centre, width = np.asarray(mean, float), np.asarray(sd, float)
+    reach = np.stack([norm.ppf((1 + level) / 2) * width for level in levels])
+    return centre - reach, centre + reach
+
+
 def covered_draws(draws: ArrayLike, truth: ArrayLike, levels: Sequence[float] = LEVELS) -> Mask:
     """Whether truth (...) lies within the central intervals of draws (S, ...): (levels, ...), ends included.
 
     Ends are empirical quantiles with linear interpolation. Calibrated draws are then expected to cover
     about ``level (S - 1) / (S + 1)``, a little below the level: the deficit of few draws is not hidden.
     """
-    x, y = np.asarray(draws), np.asarray(truth, float)
-    tails = np.array([(1 - level) / 2 for level in levels])
-    ends = np.quantile(x.astype(np.float64), np.concatenate([tails, 1 - tails]), axis=0)
-    return np.asarray((ends[: len(tails)] <= y) & (y <= ends[len(tails) :]))
+    low, high = ends_draws(draws, levels)
+    y = np.asarray(truth, float)
+    return np.asarray((low <= y) & (y <= high))
 
 
 def covered_normal(
