@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,11 @@ from ..errors import InputError
 from ..labels import parse_request
 from .mixture import RecipeMixture
 from .recipe import Recipe, condition_seed
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+    from ..summary import ConditionSummary
 
 Array = NDArray[np.float32]
 Kind = Literal["latent_mean", "measured_pseudobulk"]
@@ -137,6 +142,18 @@ class Posterior:
         with torch.no_grad():
             out[:, self.active] = self.recipe.cells(row, numbers, generator).numpy()
         return out
+
+    def to_datatree(self, test: ConditionSummary | None = None, *, genes: Sequence[str] | None = None) -> DataTree:
+        """These predictions as an ArviZ DataTree, see `docs/arviz.md`; chains are the members of an ensemble.
+
+        With measured summaries of these conditions (`test`) they stand beside them: posterior_predictive for the numbers of
+        cells of the test, observed_data, and log_likelihood by condition. Without, they are in the group predictions. `genes`:
+        default all that were fitted; latent_mean and y_bulk take 4 bytes x draws x conditions x genes each: 80 MB for 200 draws
+        of 20 conditions and 5,000 genes. Raises InputError for a condition that the test lacks and a gene that either lacks.
+        """
+        from ..report.datatree import posterior_tree
+
+        return posterior_tree(self, test, genes)
 
     def contrast(self, a: str, b: str) -> Contrast:
         """Latent mean of `a` minus that of `b`, draw by draw; both must be among the predicted conditions."""
