@@ -156,7 +156,7 @@ def test_numbers_are_those_of_evaluation(
     predictions |= b.oracle_baselines(training, measured)
     row = control_row(training)
     control = training.mean[row], training.variance[row], int(training.n_cells[row])
-    expected = evaluate(measured, predictions, control, set(training.targets))
+    expected = evaluate(measured, predictions, control, set(training.targets), training=training)
 
     csv = pd.read_csv(written / "metrics.csv", float_precision="round_trip")
     assert not csv.duplicated(["condition", "method", "metric"]).any()

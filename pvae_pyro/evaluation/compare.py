@@ -160,6 +160,7 @@ def compare(
         set.intersection(*(singles(fit.training) for fit in fits.values())),
         np.sqrt(cell_variance(training)),
         [name for name in predictions if _BATCH in name],
+        training,
     )
     scores, batches = _apart(scored)
     others = [_data_warning(fits, name, first) for name in names if name != first]

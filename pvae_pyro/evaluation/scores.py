@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,39 +14,54 @@ from numpy.typing import ArrayLike, NDArray
 from pvae_pyro.errors import InputError
 from pvae_pyro.evaluation import Prediction
 from pvae_pyro.evaluation.bootstrap import RESAMPLES, PairedDifference, interval, resample_ratios
+from pvae_pyro.evaluation.distributions import (
+    COVERAGES,
+    joint_scores,
+    log_density,
+    log_scores,
+    marginal_scores,
+)
 from pvae_pyro.evaluation.effects import mean_noise, stratum
+from pvae_pyro.evaluation.legacy import LEGACY
 from pvae_pyro.evaluation.metrics import (
     LEVELS,
-    covered_draws,
-    covered_normal,
-    crps_normal,
-    crps_samples,
     delta_pearson,
     half_replicate_floor,
     l2,
     mse_terms,
 )
-from pvae_pyro.evaluation.proper import (
-    LOG_SCORE_DRAWS,
-    energy_score,
-    log_score_normal,
-    log_score_samples,
-)
+from pvae_pyro.evaluation.panel import LARGE_IS_GOOD, SKILL_TERMS, Panel
+from pvae_pyro.evaluation.proper import variogram_genes
 
 if TYPE_CHECKING:
     from pvae_pyro.summary import ConditionSummary
 
 Array = NDArray[np.float64]
 
-COVERAGES = tuple(f"coverage_{round(100 * level)}" for level in LEVELS)
-METRICS = ("l2", "delta_pearson", "mse_ratio", "crps", "energy_score", "log_score", *COVERAGES)
+METRICS = (
+    "l2",
+    "delta_pearson",
+    "mse_ratio",
+    "crps",
+    "energy_score",
+    "variogram_score",
+    "log_score",
+    "interval_score_90",
+    *COVERAGES,
+)
+"""Headline metrics; `panel.FURTHER` stand beside them, `legacy.LEGACY` apart."""
 SHOWN = ("l2", "delta_pearson", "mse_ratio", "crps", *COVERAGES)
 """The metrics that the table of a report has columns for."""
-HIGHER_IS_BETTER = frozenset({"delta_pearson", "log_score"})
+HIGHER_IS_BETTER = frozenset({"delta_pearson", "log_score"}) | LARGE_IS_GOOD
 PERFECT = "floor: perfect prediction"
 REPLICATE = "floor: measured replicate"
 _NUMERATOR, _DENOMINATOR = "mse_ratio_numerator", "mse_ratio_denominator"
 _UNDEFINED = "delta_pearson_undefined"
+_RATIOS = {
+    "mse_ratio": (_NUMERATOR, _DENOMINATOR),
+    "skill_over_additive": SKILL_TERMS,
+}  # ratios of sums over conditions
+_AIMS = dict(zip(COVERAGES, LEVELS, strict=True)) | {"delta_slope": 1.0}
 _TITLES = {"l2": "L2", "delta_pearson": "delta Pearson", "mse_ratio": "MSE ratio", "crps": "CRPS"}
 _DIGITS = {"l2": 2, "crps": 4}  # methods differ by 0.1 in L2 and by 0.001 in CRPS
 
@@ -64,12 +79,14 @@ def evaluate(
     seen_targets: Collection[str] | None = None,
     scale: ArrayLike | None = None,
     partial: Collection[str] = (),
+    training: ConditionSummary | None = None,
 ) -> Scores:
     """Score predictions, whose rows are the conditions of ``truth``, against their measured means.
 
     control: mean (G,), within-condition variance (G,) and number of the *training* control cells, the
     reference of all shifts. seen_targets: targets trained as singles (default: all), which set the strata.
-    scale (G,): the unit of each gene in the energy score, from training (default: sd of the control cells).
+    scale (G,): the unit of each gene in the energy and variogram score, from training (default: sd of the control cells).
+    training: the summary trained on, for the metrics that need it (see ``panel.Panel``).
     A control condition in truth is not scored. The CRPS of a point prediction is its mean absolute error;
     its coverage is left out. Coverage leaves out genes that are zero in the control and in every condition
     of truth: any method covers those. The energy score needs draws, the log score draws or an sd: its mean
@@ -94,6 +111,8 @@ def evaluate(
     measured = np.asarray(truth.mean, float)[rows]
     informative = (mean0 != 0) | (measured != 0).any(axis=0)
     unit = np.sqrt(variance0) if scale is None else np.asarray(scale, float)
+    chosen = variogram_genes(mean0, unit)
+    panel = Panel.of(truth, rows, control, training)
 
     columns: list[tuple[str, str, Array]] = []
     densities: dict[str, Array] = {}
@@ -104,7 +123,6 @@ def evaluate(
         correlation, undefined = delta_pearson(mean, measured, mean0)
         excess, effect = mse_terms(mean, measured, mean0, noise, noise0)
         ratio = np.divide(excess, effect, out=np.full_like(excess, np.nan), where=effect > 0)
-        crps, covered = _probabilistic(prediction, rows, measured, informative)
         columns += [
             (method, "l2", l2(mean, measured)),
             (method, "delta_pearson", correlation),
@@ -112,19 +130,18 @@ def evaluate(
             (method, "mse_ratio", ratio),
             (method, _NUMERATOR, excess),
             (method, _DENOMINATOR, effect),
-            (method, "crps", crps),
-            *((method, name, covered[:, i]) for i, name in enumerate(COVERAGES) if covered.size),
         ]
-        if prediction.draws is not None:
-            energy = [
-                energy_score(prediction.draws[:, [row]], measured[[i]], unit) for i, row in enumerate(rows)
-            ]
-            columns.append((method, "energy_score", np.concatenate(energy)))
-        density = _log_density(prediction, rows, measured)
+        further = (
+            marginal_scores(prediction, rows, measured, informative),
+            joint_scores(prediction, rows, measured, unit, chosen),
+            panel.columns(mean),
+        )
+        columns += [(method, name, values) for one in further for name, values in one.items()]
+        density = log_density(prediction, rows, measured)
         if density is not None:
             densities[method] = density
         del prediction  # the next one may be as large
-    columns += [(method, "log_score", values) for method, values in _log_scores(densities, partial).items()]
+    columns += [(method, "log_score", values) for method, values in log_scores(densities, partial).items()]
     floor = half_replicate_floor(truth, mean0)
     columns += [
         (PERFECT, "l2", floor.perfect_l2[rows]),
@@ -146,54 +163,6 @@ def evaluate(
         }
     )
     return Scores(table)
-
-
-def _probabilistic(
-    prediction: Prediction, rows: NDArray[np.int64], measured: Array, informative: NDArray[np.bool_]
-) -> tuple[Array, Array]:
-    """CRPS (rows,) and coverage (rows, levels), means over genes; coverage is empty for points."""
-    crps, covered = np.empty(len(rows)), np.empty((len(rows), len(LEVELS)))
-    if prediction.draws is not None and len(prediction.draws) < 2:
-        raise InputError("One draw has no spread to score: predict with two draws or more.")
-    for i, row in enumerate(rows):
-        if prediction.draws is not None:
-            crps[i] = crps_samples(prediction.draws[:, row], measured[i]).mean()
-            inside = covered_draws(prediction.draws[:, row], measured[i])
-        elif prediction.sd is not None:
-            crps[i] = crps_normal(prediction.mean[row], prediction.sd[row], measured[i]).mean()
-            inside = covered_normal(prediction.mean[row], prediction.sd[row], measured[i])
-        else:
-            crps[i] = np.abs(prediction.mean[row] - measured[i]).mean()
-            continue
-        covered[i] = inside[:, informative].mean(axis=1) if informative.any() else np.nan
-    point = prediction.draws is None and prediction.sd is None
-    return crps, np.empty((len(rows), 0)) if point else covered
-
-
-def _log_density(prediction: Prediction, rows: NDArray[np.int64], measured: Array) -> Array | None:
-    """Log density of every measured value, (rows, G); None for points and for too few draws."""
-    if prediction.draws is not None:
-        if len(prediction.draws) < LOG_SCORE_DRAWS:
-            return None
-        return np.stack(
-            [log_score_samples(prediction.draws[:, row], y) for row, y in zip(rows, measured, strict=True)]
-        )
-    if prediction.sd is not None:
-        return log_score_normal(prediction.mean[rows], prediction.sd[rows], measured)
-    return None
-
-
-def _log_scores(densities: Mapping[str, Array], partial: Collection[str]) -> dict[str, Array]:
-    """Mean over genes, in nats per gene, (rows,), on the genes where no method lacks a density."""
-    found = {method: ~np.isnan(values).any(axis=0) for method, values in densities.items()}
-    whole = [genes for method, genes in found.items() if genes.any() and method not in partial]
-    if not whole:
-        return {}
-    common = np.logical_and.reduce(whole)
-    counted = {method: common & genes for method, genes in found.items()}
-    return {
-        method: densities[method][:, genes].mean(axis=1) for method, genes in counted.items() if genes.any()
-    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +191,13 @@ class Scores:
         rows = self.rows[self.rows["metric"] == _UNDEFINED]
         return {str(name): int(part["value"].sum()) for name, part in rows.groupby("method", sort=False)}
 
-    def table(self, stratum: str | None = None, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+    def table(
+        self,
+        stratum: str | None = None,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+        metrics: Sequence[str] = METRICS,
+    ) -> pd.DataFrame:
         """Mean over conditions with a 95 % bootstrap interval, per stratum, method and metric.
 
         Columns stratum, method, metric, mean, low, high, conditions. Strata stand apart and are never
@@ -234,7 +209,7 @@ class Scores:
             wide = self._wide(name)
             keys, above, below = [], [], []
             for method in self.methods:
-                for metric in METRICS:
+                for metric in metrics:
                     terms = metric_terms(wide, method, metric)
                     if terms is not None:
                         keys.append((name, method, metric))
@@ -264,6 +239,10 @@ class Scores:
         stratum may be left out when there is only one. Raises InputError for a method, metric or stratum
         without rows.
         """
+        if metric in LEGACY:
+            raise InputError(
+                f"{metric} is a legacy score, shown and never compared; choose among {', '.join(METRICS)}."
+            )
         names = self._chosen(stratum)
         if len(names) > 1:
             raise InputError(
@@ -315,10 +294,14 @@ class Scores:
 
 def metric_terms(wide: pd.DataFrame, method: str, metric: str) -> tuple[Array, Array] | None:
     """Numerator and denominator (conditions,) whose ratio of sums is the metric; None without values."""
-    if metric == "mse_ratio":
-        if (method, _NUMERATOR) not in wide:
+    if metric in _RATIOS:
+        above, below = _RATIOS[metric]
+        if (method, above) not in wide or not wide[method, above].notna().any():
             return None
-        return wide[method, _NUMERATOR].to_numpy(float), wide[method, _DENOMINATOR].to_numpy(float)
+        # a condition without the terms, such as a single among combinations, counts for neither
+        return wide[method, above].fillna(0.0).to_numpy(float), wide[method, below].fillna(0.0).to_numpy(
+            float
+        )
     if (method, metric) not in wide:
         return None
     values = wide[method, metric].to_numpy(float)
@@ -328,14 +311,14 @@ def metric_terms(wide: pd.DataFrame, method: str, metric: str) -> tuple[Array, A
 
 def _share_better(metric: str, values: Array, reference: Array) -> float:
     """Share of conditions on which values are nearer to perfect than the reference; ties count half."""
-    if metric == "mse_ratio":
+    if metric in _RATIOS:
         # both share their denominators, so the numerators alone decide
-        first, second = values, reference
+        sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
+        first, second = sign * values, sign * reference
     elif metric in HIGHER_IS_BETTER:
         first, second = -values, -reference
-    elif metric in COVERAGES:
-        level = LEVELS[COVERAGES.index(metric)]
-        first, second = np.abs(values - level), np.abs(reference - level)
+    elif metric in _AIMS:
+        first, second = np.abs(values - _AIMS[metric]), np.abs(reference - _AIMS[metric])
     else:
         first, second = values, reference
     return float(((first < second) + 0.5 * (first == second)).mean())

@@ -217,7 +217,7 @@ def score(
     effects = single_effects(training)
     seen = {name for name, known in zip(effects.targets, effects.seen, strict=True) if known}
     control = training.mean[row], training.variance[row], int(training.n_cells[row])
-    scores = evaluate(measured, predictions, control, seen)
+    scores = evaluate(measured, predictions, control, seen, training=training)
     own = set(training.conditions)
     return Scored(
         truth=measured,
