@@ -21,6 +21,8 @@ from pvae_pyro.evaluation.effects import (
     single_effects,
 )
 from pvae_pyro.evaluation.kernel import InteractionRidge, PairKernel
+from pvae_pyro.evaluation.simple import DESCRIPTIONS as SIMPLE
+from pvae_pyro.evaluation.simple import simple_means
 from pvae_pyro.inference.shrinkage import ShrunkShifts, noise_sd, shrink
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ DESCRIPTIONS = {
     SHRUNK_PRIOR: f"the same, combinations x {PRIOR_SCALE} by assumption",
     SCALED_SHRUNK: "shrinkage of single and combination shifts together, combinations x fitted k",
     KERNEL_RIDGE: "the same + kernel ridge on the shrunk residuals of the training combinations",
-}
+} | SIMPLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +196,8 @@ def _closed_forms(
         SHRUNK: form(shrunk_units, 1.0),
         SHRUNK_PRIOR: form(shrunk_units, PRIOR_SCALE),
     }
+    simple = simple_means(training, effects, asked, trained, shifts)
+    points |= {name: _Form(mean, 1.0, None) for name, mean in simple.items()}
     own = _own_means(training, everything, asked)
     if own is not None:
         points[OWN_MEAN] = _Form(own, 1.0, None)

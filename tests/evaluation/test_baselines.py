@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pvae_pyro.errors import InputError
-from pvae_pyro.evaluation import Prediction
+from pvae_pyro.evaluation import Prediction, simple
 from pvae_pyro.evaluation import baselines as b
 from pvae_pyro.evaluation.effects import seen_counts, single_effects, stratum
 from pvae_pyro.evaluation.metrics import delta_pearson, half_replicate_floor, l2
@@ -210,7 +210,8 @@ def test_bad_requests_are_refused(singles, make_summary) -> None:  # type: ignor
 
 
 def test_every_baseline_is_described() -> None:
-    names = {value for key, value in vars(b).items() if key.isupper() and isinstance(value, str)}
+    modules = (b, simple)
+    names = {v for one in modules for key, v in vars(one).items() if key.isupper() and isinstance(v, str)}
     assert names - {b.NOISE_ONLY, b.ORACLE} == set(b.DESCRIPTIONS)
 
 
