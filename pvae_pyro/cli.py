@@ -331,6 +331,42 @@ def compare(
 
 @app.command()
 @command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(metavar="RUN.nc", help="netCDF file to write.")],
+    draws: Annotated[int, typer.Option(help="Posterior draws.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    genes: Annotated[
+        str, typer.Option(metavar="all|N", help="Genes of pseudobulks: the N that move most, or all.")
+    ] = "100",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write draws of everything as ArviZ groups, for netCDF readers; docs/arviz.md says what is in them."""
+    from pvae_pyro import cli_export as parts
+    from pvae_pyro.runs import open_run
+
+    _check_seed(seed)
+    if draws < 1:
+        raise InputError(f"the number of draws is {draws}; give 1 or more.")
+    number = parts.number_of_genes(genes)
+    outputs.check_new_file(out, overwrite)
+    opened = open_run(run)
+    held_out = parts.held_out_cells(opened)
+
+    from pvae_pyro.inference import Fit
+
+    tree = Fit.load(opened.fit).to_datatree(draws, seed, genes=number, predictions=held_out)
+    with outputs.staged(out) as (part,):
+        parts.write_netcdf(tree, part, opened)
+    sizes = tree["posterior_predictive"].sizes
+    typer.echo(
+        f"Wrote {sizes['chain'] * sizes['draw']} draws of {sizes['condition']} trained and {len(held_out)} held-out "
+        f"conditions, {sizes['gene']} genes, to {out}."
+    )
+
+
+@app.command()
+@command()
 def simulate(
     out: Annotated[Path, typer.Option(metavar="SIM.h5ad", help="File to write.")],
     preset: Annotated[str, typer.Option(metavar="NAME", help="Which simulated world.")] = "default",

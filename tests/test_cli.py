@@ -34,10 +34,10 @@ def predict(fitted: Path, out: Path, *options: object, draws: int = 12) -> annda
 
 def test_help_lists_the_commands_and_needs_no_torch() -> None:
     words = [line.split()[0] for line in run("--help").out.split("Commands:")[1].splitlines() if line.strip()]
-    assert words == ["fit", "predict", "evaluate", "compare", "simulate"]
+    assert words == ["fit", "predict", "evaluate", "compare", "export", "simulate"]
     code = (
         "import sys; from typer.testing import CliRunner; from pvae_pyro.cli import app\n"
-        "for command in ('fit', 'predict', 'evaluate', 'compare', 'simulate'):\n"
+        "for command in ('fit', 'predict', 'evaluate', 'compare', 'export', 'simulate'):\n"
         "    assert CliRunner().invoke(app, [command, '--help']).exit_code == 0\n"
         "heavy = {'torch', 'pyro', 'anndata', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy"
