@@ -80,14 +80,31 @@ def _effects(start: Start, story: Story, guide: AmortizedGuide) -> tuple[Compose
     measured = (targets >= 2) & ~(design[:, ~known] != 0).any(1)
     singles = _least_squares(design[targets == 1], scores[targets == 1], 1 / variance[targets == 1].mean(1))
     sampling = torch.stack([variance[design[:, p] != 0].min(0).values for p in range(design.shape[1])])
-    # the part of measured effects that is not noise: with the noise left in, the scale of sums would come out too small
-    noise = sampling[known].mean(0)
-    signal = (1 - noise / singles[known].square().mean(0).clamp_min(1e-12)).clamp(0.3, 1.0)
-    data = Shifts(signal * singles, signal * sampling, design[measured], scores[measured], variance[measured])
+    means, spreads, common = _told_alone(singles[known], sampling[known], variance[targets == 0].amax(0))
+    alone, doubt = torch.zeros_like(singles), torch.zeros_like(singles)
+    alone[known], doubt[known] = means, spreads
+    data = Shifts(alone, doubt, design[measured], scores[measured] - common, variance[measured])
     composition = start_composition(story, data)
     w = singles if bool(known.all()) else _with_unmeasured(story, composition, singles, scores, variance, known)
     start_effects(story, guide.family, w, sampling.sqrt())
     return composition, measured
+
+
+def _told_alone(shifts: Tensor, sampling: Tensor, control: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Posterior mean and variance (targets, latents) of effects of these measured shifts, and what all shifts have in common by
+    noise of the control (latents,), each latent by itself.
+
+    y_p = w_p + noise_p - noise_0, noise of the control being one number for all: with it, or their own, left in, the scale
+    of sums of effects would come out too small. sampling (targets, latents) and control (latents,) are variances.
+    """
+    square = shifts.square().mean(0)
+    size = (square - sampling.mean(0) - control).maximum(0.02 * square).clamp_min(1e-12)
+    eye = torch.eye(len(shifts), dtype=shifts.dtype)
+    covariance = torch.diag_embed((size + sampling).T) + control.reshape(-1, 1, 1)
+    solved = torch.linalg.solve(covariance, torch.cat([shifts.T.unsqueeze(-1), eye.expand(len(size), -1, -1)], -1))
+    pull, inverse = solved[..., 0], solved[..., 1:]  # (latents, targets), (latents, targets, targets)
+    variance = size - size.square() * inverse.diagonal(dim1=-2, dim2=-1).T
+    return (size.unsqueeze(1) * pull).T, variance, -control * pull.sum(1)
 
 
 def _least_squares(design: Tensor, shifts: Tensor, weight: Tensor) -> Tensor:
