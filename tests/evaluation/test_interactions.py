@@ -105,7 +105,7 @@ def test_auprc_of_chance_is_the_prevalence_and_of_truth_is_high() -> None:
     prevalence = perfect["all", "prevalence"].value
     assert perfect["all", "auprc"].value > 0.85  # some clear ones are small, and noise puts them behind others
     assert chance["all", "auprc"].value == pytest.approx(prevalence, abs=0.05)
-    assert perfect["all", "sign_accuracy"].value > 0.98
+    assert perfect["all", "sign_accuracy"].value > 0.95  # one in twenty is a false discovery, with any sign
     assert chance["all", "sign_accuracy"].value == pytest.approx(0.5, abs=0.07)
     assert metrics(measured, 0 * true)["all", "sign_accuracy"].value == 0.5
     assert metrics(measured, 0 * true)["all", "auprc"].value == pytest.approx(prevalence)
