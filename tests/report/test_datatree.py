@@ -25,7 +25,7 @@ from pvae_pyro.inference import Fit, FitSettings, fit
 from pvae_pyro.prediction.density import log_density
 from pvae_pyro.prediction.recipe import Recipe
 from pvae_pyro.prediction.sites import draw_sites
-from pvae_pyro.report.datatree import _stack
+from pvae_pyro.report.datatree import _prior, _stack
 from pvae_pyro.screen import Screen
 from pvae_pyro.simulate import simulate
 from pvae_pyro.story import (
@@ -287,7 +287,7 @@ def dense(recipe: Recipe, row: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
         eta, spread, _ = recipe.predictor(row)
         mean, variance = recipe.moments(eta, spread, torch.stack([d.shared["noise"] for d in recipe.draws]))
         story = recipe.guide.story
-        shared = story.model.likelihood.slope(eta, story.level)[draw] * recipe.pushed(row)[draw].programs
+        shared = story.model.likelihood.slope(eta, story.level)[draw] * recipe.pushed(row).programs[draw]
         covariance = (shared.double().T @ shared.double()).numpy()
     np.fill_diagonal(covariance, variance[draw].double().numpy())
     return mean[draw].double().numpy(), covariance / int(recipe.n_cells[row])
@@ -364,6 +364,19 @@ def test_prior_and_posterior_draws_do_not_go_together() -> None:
         assert np.abs(ours).max() < 5 / 250**0.5
     wider = found["prior"]["delta_mean"].std("draw") / found["posterior"]["delta_mean"].std("draw")
     assert float(wider.median()) > 2
+
+
+def test_the_prior_does_not_know_the_guide() -> None:
+    one = fitted("counts")
+    state = {n: t + 1 if n == "guide.family.loc.noise" else t for n, t in one.state.items()}
+    assert any(n == "guide.family.loc.noise" for n in state)
+    other = replace(one, trained=(replace(one.trained[0], state=state),)).to_datatree(24, seed=5, genes=None)
+    for group in ("prior", "prior_predictive"):
+        xr.testing.assert_equal(tree("counts")[group].dataset, other[group].dataset)
+    assert not tree("counts")["posterior_predictive"].dataset.equals(other["posterior_predictive"].dataset)
+    drawn = _prior(one, one.predict(["T01"], draws=1).recipe).draws[0]  # type: ignore[arg-type]
+    assert not drawn.z_mean.any()  # backgrounds of control cells are those of the prior, too
+    torch.testing.assert_close(drawn.root, torch.eye(len(drawn.root)))
 
 
 def test_facts_of_conditions() -> None:
