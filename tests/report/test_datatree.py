@@ -287,7 +287,11 @@ def dense(recipe: Recipe, row: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
         eta, spread, _ = recipe.predictor(row)
         mean, variance = recipe.moments(eta, spread, torch.stack([d.shared["noise"] for d in recipe.draws]))
         story = recipe.guide.story
-        shared = story.model.likelihood.slope(eta, story.level)[draw] * recipe.pushed(row).programs[draw]
+        edges = story.edges(recipe.draws[draw].shared, recipe.design[row : row + 1])
+        graph, coupling = (edges[n].reshape(edges[n].shape[-2:]) for n in ("graph", "coupling"))
+        responsive = torch.linalg.solve((torch.eye(len(graph)) - graph).T, story.decoder.responsive)
+        programs = recipe.draws[draw].root.T @ (story.decoder.background + coupling @ responsive)
+        shared = story.model.likelihood.slope(eta, story.level)[draw] * programs
         covariance = (shared.double().T @ shared.double()).numpy()
     np.fill_diagonal(covariance, variance[draw].double().numpy())
     return mean[draw].double().numpy(), covariance / int(recipe.n_cells[row])
