@@ -21,8 +21,10 @@ from pvae_pyro.evaluation.baselines import (
     oracle_baselines,
 )
 from pvae_pyro.evaluation.effects import control_row, single_effects
+from pvae_pyro.evaluation.interactions import Calls, Measured, measured_interactions
 from pvae_pyro.evaluation.metrics import covered_draws, covered_normal
 from pvae_pyro.evaluation.scores import METRICS, Scores, evaluate
+from pvae_pyro.labels import CONTROL
 from pvae_pyro.summary import ConditionSummary
 
 Array = NDArray[np.float64]
@@ -30,6 +32,10 @@ Array = NDArray[np.float64]
 MODEL = "model"
 WARM_START = "warm start, 0 epochs"
 MINIMUM_DRAWS = 20
+MOST_INTERACTIONS = (
+    100  # combinations whose interaction is predicted, and draws of it: their latent means are held at once
+)
+INTERACTION_DRAWS = 200
 _ITSELF = ", itself trained"
 
 
@@ -44,7 +50,7 @@ class PosteriorLike(Protocol):
     def genes(self) -> NDArray[np.str_]:
         """Gene names (G,)."""
 
-    def draws(self, kind: Literal["measured_pseudobulk"]) -> NDArray[np.floating[Any]]:
+    def draws(self, kind: Literal["measured_pseudobulk", "latent_mean"]) -> NDArray[np.floating[Any]]:
         """Joint draws (S, C, G)."""
 
 
@@ -84,7 +90,9 @@ class Scored:
     """Predictions of the conditions of ``truth``, row by row, and their scores.
 
     closed_forms are the honest baselines, flattered those that looked at the answer; trained (C,) says of
-    each condition whether it was itself trained, same_cells which of them on these very cells.
+    each condition whether it was itself trained, same_cells which of them on these very cells. interactions: those
+    measured on combinations that were not trained, and the model's calls of them; None where either is
+    missing.
     """
 
     truth: ConditionSummary
@@ -95,6 +103,7 @@ class Scored:
     scores: Scores
     trained: NDArray[np.bool_]
     same_cells: tuple[str, ...]
+    interactions: tuple[Measured, Calls] | None = None
 
     @property
     def control(self) -> Array:
@@ -228,6 +237,9 @@ def score(
         scores=_apart(scores, n_cells, own),
         trained=np.array([name in own for name in names]),
         same_cells=tuple(name for name in names if name in own and _same(measured, training, name)),
+        interactions=(
+            _interactions(fit, measured, training, draws, seed) if hasattr(posterior, "interaction") else None
+        ),
     )
 
 
@@ -239,6 +251,47 @@ def unit(fit: FitLike) -> str:
 def shown_closed_forms(scored: Scored) -> list[str]:
     """The closed forms that a figure has room for: additive, and the best there is with and without pairs."""
     return [name for name in (ADDITIVE, SHRUNK_PRIOR, KERNEL_RIDGE) if name in scored.closed_forms]
+
+
+def _interactions(
+    fit: FitLike, truth: ConditionSummary, training: ConditionSummary, draws: int, seed: int
+) -> tuple[Measured, Calls] | None:
+    """Untrained combinations of seen singles at dose 1, evenly taken where there are many.
+
+    ``Posterior.interaction`` one by one would push the draws anew each time; here combinations, singles and control come
+    from one prediction of latent means, whose draws are joint.
+    """
+    design = np.asarray(truth.design)
+    fresh = [
+        name
+        for name, doses in zip(truth.conditions, design, strict=True)
+        if name not in training.conditions and (doses != 0).sum() >= 2 and set(doses) <= {0.0, 1.0}
+    ]
+    try:
+        found = measured_interactions(truth.restrict(fresh), training) if fresh else None
+    except InputError:
+        found = None
+    if found is None:
+        return None
+    step = -(-len(found.conditions) // MOST_INTERACTIONS)
+    measured = Measured(found.conditions[::step], found.e[::step], found.se[::step])
+    parts = [name.split("+") for name in measured.conditions]
+    alone = sorted({target for targets in parts for target in targets})
+    names = [CONTROL, *alone, *measured.conditions]
+    counted = min(draws, INTERACTION_DRAWS)
+    posterior = fit.predict(names, draws=counted, n_cells=dict.fromkeys(names, 1000), seed=seed)
+    genes = list(posterior.genes)
+    if genes != list(truth.genes):
+        return None
+    latent = posterior.draws("latent_mean")
+    place = {name: row for row, name in enumerate(posterior.conditions)}
+    own = (
+        latent[:, place[name]].astype(float)
+        - sum(latent[:, place[target]].astype(float) for target in targets)
+        + (len(targets) - 1) * latent[:, place[CONTROL]].astype(float)
+        for name, targets in zip(measured.conditions, parts, strict=True)
+    )
+    return measured, Calls.of(own, measured.se)
 
 
 def _at_start(fit: FitLike) -> FitLike | None:

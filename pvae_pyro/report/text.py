@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -48,7 +48,16 @@ _ORDER = ("do not trust", "look", "fine")
 _PACKAGES = ("pvae-pyro", "torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "matplotlib")
 
 
-def markdown(fit: FitLike, scored: Scored, means: pd.DataFrame, draws: int, seed: int, data_note: str) -> str:
+def markdown(
+    fit: FitLike,
+    scored: Scored,
+    means: pd.DataFrame,
+    draws: int,
+    seed: int,
+    data_note: str,
+    sections: Mapping[str, str] | None = None,
+) -> str:
+    """The whole report; sections, heading -> text, stand between scores and figures."""
     strata = scored.strata
     main = strata[0]
     note = f" ({data_note.strip()})" if data_note.strip() else ""
@@ -64,6 +73,8 @@ def markdown(fit: FitLike, scored: Scored, means: pd.DataFrame, draws: int, seed
     ]
     for name in strata[1:]:
         parts += [f"## Scores: {name}", _verdict_text(scored, means, name, seed), _table(scored, means, name)]
+    for heading, body in (sections or {}).items():
+        parts += [f"## {heading}", body]
     parts.append("## Figures")
     parts += [f"![{name.removesuffix('.png')}]({name})\n\n{text}" for name, text in FIGURES.items()]
     parts += ["## Diagnosis of the fit", _diagnosis(findings)]

@@ -1,4 +1,4 @@
-"""Evaluate a fit on measured conditions and write the report: text, scores as CSV and four figures."""
+"""Evaluate a fit on measured conditions and write the report: text, scores and calibration as CSV, and figures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from pvae_pyro.evaluation.baselines import ADDITIVE
 from pvae_pyro.evaluation.bootstrap import interval, resample_ratios
 from pvae_pyro.evaluation.scores import PERFECT
 from pvae_pyro.outputs import staged
+from pvae_pyro.report.calibrating import calibrate
+from pvae_pyro.report.calibration_text import calibration_figures, calibration_section
+from pvae_pyro.report.further import further_section
 from pvae_pyro.report.plots import (
     CoverageCurve,
     ShiftPanel,
@@ -44,7 +47,8 @@ def evaluate_run(
 
     Pseudobulks are predicted for the truth's own cell counts, from ``draws`` draws. ``extra`` holds further
     methods, rows as in truth; ``data_note`` (such as "semi-synthetic data") goes into the title. Written are
-    report.md, metrics.csv (one row per condition, method and metric) and four PNG figures, all or nothing.
+    report.md, metrics.csv (one row per condition, method and metric), calibration.csv (see ``Calibration.rows``) and PNG
+    figures, all or nothing.
     Returns the path of report.md. Raises InputError when out_dir is there already and not an empty folder,
     or when truth cannot be scored.
     """
@@ -52,13 +56,20 @@ def evaluate_run(
     _check_free(out_dir)
     scored = score(fit, truth, draws, seed, extra)
     means = scored.scores.table(seed=seed)
-    text = markdown(fit, scored, means, draws, seed, data_note)
-    figures = _figures(fit, scored, seed)
+    calibration = calibrate(scored, seed)
+    more = calibration_figures(calibration, unit(fit))
+    sections = {
+        "Further scores": further_section(scored, seed),
+        "Calibration": calibration_section(calibration, list(more)),
+    }
+    text = markdown(fit, scored, means, draws, seed, data_note, sections)
+    figures = _figures(fit, scored, seed) | more
     try:
         with staged(out_dir) as (partial,):
             partial.mkdir()
             (partial / "report.md").write_text(text, encoding="utf-8")
             scored.scores.rows.to_csv(partial / "metrics.csv", index=False)
+            calibration.rows().to_csv(partial / "calibration.csv", index=False)
             for name, figure in figures.items():
                 save(figure, partial / name)
     except OSError as error:
