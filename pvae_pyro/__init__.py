@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .evaluation.scores import evaluate
     from .guides import Amortized, Ensemble, Flow, LowRank, Map
     from .inference import Finding, Fit, FitSettings, NotFinite, agreeing_edges, fit
-    from .prediction import Contrast, Posterior, PriorSummary, ScreenPlan, SimulatedCells
+    from .prediction import Contrast, Posterior, PriorSummary, ScreenPlan, SimulatedCells, VarianceParts
     from .report import evaluate_run
     from .screen import ConditionSummary, Screen
     from .splits import Split, split_screen
@@ -68,7 +68,7 @@ _WHERE = {
     "evaluation.cross_validation": ("CrossValidation", "cross_validate"),
     "guides": ("Amortized", "Ensemble", "Flow", "LowRank", "Map"),
     "inference": ("Finding", "Fit", "FitSettings", "NotFinite", "agreeing_edges", "fit"),
-    "prediction": ("Contrast", "Posterior", "PriorSummary", "ScreenPlan", "SimulatedCells"),
+    "prediction": ("Contrast", "Posterior", "PriorSummary", "ScreenPlan", "SimulatedCells", "VarianceParts"),
     "report": ("evaluate_run",),
     "screen": ("ConditionSummary", "Screen"),
     "splits": ("Split", "split_screen"),
@@ -81,13 +81,13 @@ _WHERE = {
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "MMD", "Additive", "Amortized", "Bilinear", "CausalGraph", "Centroid", "Comparison", "ConditionSummary",
-    "Contrast", "CrossValidation", "Ensemble", "Finding", "Fit", "FitSettings", "FixedGraph", "Flow", "Full",
-    "Gaussian", "Horseshoe", "InputError", "Interaction", "LaplaceEffects", "LowRank", "Map", "Mixture",
-    "ModulatedGraph", "NegativeBinomial", "NoAlignment", "NoGraph", "NormalEffects", "NotFinite", "Pairwise",
-    "PerturbedVAE", "Posterior", "Prediction", "PriorSummary", "Saturating", "Screen", "ScreenPlan", "SimulatedCells",
-    "SpikeSlab", "Split", "StudentT", "__version__", "agreeing_edges", "baselines", "compare", "cross_validate",
-    "evaluate", "evaluate_run", "evaluation", "fit", "simulate", "split_screen",
+    "MMD", "Additive", "Amortized", "Bilinear", "CausalGraph", "Centroid", "Comparison", "ConditionSummary", "Contrast",
+    "CrossValidation", "Ensemble", "Finding", "Fit", "FitSettings", "FixedGraph", "Flow", "Full", "Gaussian", "Horseshoe",
+    "InputError", "Interaction", "LaplaceEffects", "LowRank", "Map", "Mixture", "ModulatedGraph", "NegativeBinomial",
+    "NoAlignment", "NoGraph", "NormalEffects", "NotFinite", "Pairwise", "PerturbedVAE", "Posterior", "Prediction",
+    "PriorSummary", "Saturating", "Screen", "ScreenPlan", "SimulatedCells", "SpikeSlab", "Split", "StudentT",
+    "VarianceParts", "__version__", "agreeing_edges", "baselines", "compare", "cross_validate", "evaluate", "evaluate_run",
+    "evaluation", "fit", "simulate", "split_screen",
 ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def write_predictions(posterior: Posterior, path: Path, origin: Mapping[str, Any
 
     `sd`, `q05` ... `q95` include the noise of `n_cells` cells, `latent_mean` and `latent_sd` do not.
     """
-    both = posterior.summaries(("measured_pseudobulk", "latent_mean"))
+    both = posterior.summaries(("measured_pseudobulk", "latent_mean"), quantiles_of=("measured_pseudobulk",))
     measured, latent = both["measured_pseudobulk"], both["latent_mean"]
     layers = {"sd": measured.sd, "latent_mean": latent.mean, "latent_sd": latent.sd}
     layers |= {f"q{round(100 * q):02d}": measured.quantile(q) for q in QUANTILES}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .plan import ScreenPlan
-from .posterior import Contrast, Posterior, Summary
+from .posterior import Contrast, Posterior, Summary, VarianceParts
 from .prior import PriorTruth, SimulatedCells
 from .prior_summary import PriorSummary
 from .request import predict
 
-__all__ = ["Contrast", "Posterior", "PriorSummary", "PriorTruth", "ScreenPlan", "SimulatedCells", "Summary", "predict"]
+__all__ = ["Contrast", "Posterior", "PriorSummary", "PriorTruth", "ScreenPlan", "SimulatedCells", "Summary",
+           "VarianceParts", "predict"]  # fmt: skip

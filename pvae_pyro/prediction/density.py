@@ -39,8 +39,8 @@ def _of_condition(recipe: Recipe, row: int, y: Tensor, columns: Tensor) -> Tenso
     for kind in kinds:
         mean, spread = (m[:, columns].double() for m in recipe.moments(kind.eta, kind.variance, noise))
         slope = story.model.likelihood.slope(kind.eta, story.level)[:, columns].double()
-        programs = torch.stack([p.programs[:, columns] for p in kind.pushed]).double()
-        common = slope.square() * torch.stack([p.base_variance[columns] for p in kind.pushed]).double()
+        programs = (kind.pushed.mix @ kind.pushed.loadings[:, columns]).double()
+        common = slope.square() * kind.pushed.base_variance[:, columns].double()
         rate = kind.rate.double()
         means.append(mean)
         factors.append((rate / n).sqrt().unsqueeze(-1) * slope.unsqueeze(1) * programs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,58 @@ from ..story.latents import carried
 
 @dataclass(frozen=True, eq=False)
 class Pushed:
-    """What latents do to the predictor once the graph is multiplied out, perhaps with a leading dimension of draws.
+    """What latents do to the predictor once the graph is multiplied out, for `draws` draws of the globals.
 
-    responsive (latents, genes) = (I - L)^{-T} W_r; programs (background, genes): what independent standard normals do to the
-    predictor of control backgrounds; base and base_variance (genes,) of the predictor over these, batches apart.
+    Everything is a combination of the decoder's `loadings` (background + latents, genes), so that no draw needs its own:
+    carry (draws, latents, latents) = (I - L)^{-T}; mix (draws, background, background + latents): what independent standard
+    normals do to control backgrounds; base and base_variance (draws, genes) of the predictor over these, batches apart.
     """
 
-    responsive: Tensor
-    programs: Tensor
+    loadings: Tensor
+    carry: Tensor
+    mix: Tensor
     base: Tensor
     base_variance: Tensor
+
+    @property
+    def responsive(self) -> Tensor:
+        """(I - L)^{-T} W_r, (draws, latents, genes)."""
+        return self.carry @ self._own
+
+    @property
+    def programs(self) -> Tensor:
+        """Loadings of the independent standard normals, (draws, background, genes)."""
+        return self.mix @ self.loadings
+
+    def shifted(self, shift: Tensor) -> Tensor:
+        """What shifts (draws, latents) do to the predictor, (draws, genes)."""
+        return (shift.unsqueeze(-2) @ self.carry).squeeze(-2) @ self._own
+
+    def spread(self, v: Tensor) -> Tensor:
+        """Variance (draws, genes) that noise of variance v (draws, latents) makes: sum_k v_k responsive_k^2, by products of
+        two loadings, whose weights are few numbers a draw."""
+        weight = (self.carry.mT * v.unsqueeze(-2)) @ self.carry
+        first, second = self._pairs
+        return (weight[:, first, second] * torch.where(first == second, 1.0, 2.0)) @ self._products
+
+    def common(self, noise: Tensor) -> Tensor:
+        """What standard normals (draws, background) do to the predictor, (draws, genes)."""
+        return (noise.unsqueeze(-2) @ self.mix).squeeze(-2) @ self.loadings
+
+    @property
+    def _own(self) -> Tensor:
+        return self.loadings[-self.carry.shape[-1] :]
+
+    @cached_property
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        n = self.carry.shape[-1]
+        first, second = torch.triu_indices(n, n)
+        return first, second
+
+    @cached_property
+    def _products(self) -> Tensor:
+        first, second = self._pairs
+        return self._own[first] * self._own[second]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,39 +80,42 @@ class GlobalDraw:
 
     shared: the story's shared values, effects and log_variance in the order of the asked-for targets; z_mean (background,)
     and root (background, background): mean of the control cells' backgrounds and Cholesky factor of their covariance;
-    pushed: for the graph that all conditions share, None where the graph depends on the condition; batch_share (batches,);
-    trained shifts and residuals of the training combinations.
+    batch_share (batches,); trained shifts and residuals of the training combinations.
     """
 
     shared: dict[str, Any]
     z_mean: Tensor
     root: Tensor
-    pushed: Pushed | None
     batch_share: Tensor
     trained_shift: Tensor
     trained_residual: Tensor
 
 
 def push(story: Story, z_mean: Tensor, root: Tensor, graph: Tensor, coupling: Tensor) -> Pushed:
-    """Multiply L (latents, latents) and B (background, latents) out; any of the four may have leading draws."""
-    responsive = carried(story.decoder.responsive, graph, story.order)
-    background = story.decoder.background + coupling @ responsive
-    programs = root.mT @ background
-    base = (z_mean.unsqueeze(-2) @ background).squeeze(-2)
-    return Pushed(responsive, programs, base, programs.square().sum(-2))
+    """Multiply L (draws, latents, latents) and B (draws, background, latents) out."""
+    n = story.n_latents
+    loadings = torch.cat([story.decoder.background, story.decoder.responsive])
+    carry = carried(torch.eye(n, dtype=loadings.dtype).expand(len(z_mean), n, n), graph, story.order)
+    identity = torch.eye(z_mean.shape[-1], dtype=loadings.dtype).expand(len(z_mean), -1, -1)
+    background = torch.cat([identity, coupling @ carry], -1)  # W_b + B (I - L)^{-T} W_r
+    mix = root.mT @ background
+    base = (z_mean.unsqueeze(-2) @ background).squeeze(-2) @ loadings
+    variance = torch.cat([(part @ loadings).square().sum(-2) for part in mix.split(16)])
+    return Pushed(loadings, carry, mix, base, variance)
 
 
-def push_draws(story: Story, draws: Sequence[GlobalDraw], design: Tensor) -> list[Pushed]:
-    """Of every draw for one condition (1, targets), whose targets are those of `shared`; one batch, since draws are many."""
-    shared = [d.pushed for d in draws if d.pushed is not None]
-    if len(shared) == len(draws):
-        return shared
+def push_draws(story: Story, draws: Sequence[GlobalDraw], design: Tensor) -> Pushed:
+    """Of every draw for one condition (1, targets), whose targets are those of `shared`."""
     edges = [story.edges(d.shared, design) for d in draws]
     # either may not depend on the condition and then has no leading one
     graph, coupling = (torch.stack([e[n].reshape(e[n].shape[-2:]) for e in edges]) for n in ("graph", "coupling"))
-    all_ = push(story, torch.stack([d.z_mean for d in draws]), torch.stack([d.root for d in draws]), graph, coupling)
-    parts = zip(all_.responsive, all_.programs, all_.base, all_.base_variance, strict=True)
-    return [Pushed(*part) for part in parts]
+    return push(story, torch.stack([d.z_mean for d in draws]), torch.stack([d.root for d in draws]), graph, coupling)
+
+
+def graph_varies(story: Story, draws: Sequence[GlobalDraw], design: Tensor) -> bool:
+    """Whether the graph depends on the condition; design (1, targets) of any."""
+    edges = story.edges(draws[0].shared, design)
+    return edges["graph"].dim() > 2 or edges["coupling"].dim() > 2
 
 
 @torch.no_grad()
@@ -106,8 +152,6 @@ def draw_globals(
             root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(covariance)))
             with poutine.block(), poutine.condition(data=values):
                 shared = story.shared()
-            edges = story.edges(shared, story.design[:1])
-            varies = edges["graph"].dim() > 2 or edges["coupling"].dim() > 2
             if n_new_targets:
                 torch.manual_seed(draw_seed(seed, number, 1))
                 shared = _with_new_targets(guide, values, n_new_targets)
@@ -116,7 +160,6 @@ def draw_globals(
                     shared=shared,
                     z_mean=z_mean,
                     root=root,
-                    pushed=None if varies else push(story, z_mean, root, **edges),
                     batch_share=share,
                     trained_shift=g.shift[story.combinations],
                     trained_residual=g.residual[story.combinations],

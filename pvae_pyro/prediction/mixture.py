@@ -61,6 +61,11 @@ class RecipeMixture:
         latent, measured = zip(*(part.block(chosen) for part in self.parts), strict=True)
         return torch.cat(latent), torch.cat(measured)
 
+    def cell_moments(self, row: int) -> tuple[Tensor, Tensor]:
+        """As `Recipe.cell_moments`."""
+        mean, variance = zip(*(part.cell_moments(row) for part in self.parts), strict=True)
+        return torch.cat(mean), torch.cat(variance)
+
     def cells(self, row: int, draw_numbers: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """As `Recipe.cells`."""
         ends = np.cumsum([len(part.draws) for part in self.parts])

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..labels import parse_request
+from ..labels import listing, parse_request
 from .mixture import RecipeMixture
 from .recipe import Recipe, condition_seed
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 Kind = Literal["latent_mean", "measured_pseudobulk"]
+Target = Literal["latent_mean", "measured_pseudobulk", "new_cell"]
+TARGETS: tuple[Target, ...] = ("latent_mean", "measured_pseudobulk", "new_cell")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -37,9 +39,26 @@ class Summary:
         """One of the stored levels 0.05, 0.25, 0.5, 0.75, 0.95."""
         if level not in self.quantiles:
             raise InputError(
-                f"quantile {level} is not stored; choose one of {', '.join(map(str, self.quantiles))}."
+                f"quantile {level} is not stored; choose one of {', '.join(map(str, self.quantiles)) or 'none'}."
             )
         return self.quantiles[level]
+
+
+@dataclass(frozen=True, eq=False)
+class VarianceParts:
+    """Where the width of a prediction comes from, each (conditions, genes), in squared units of expression.
+
+    epistemic: variance over draws of the latent mean, what more training conditions would take away. aleatoric: the average
+    over draws of the variance given the draw (of a cell, or of a mean of n cells), which no training takes away. By the law
+    of total variance their sum is the variance of what is measured.
+    """
+
+    epistemic: Array
+    aleatoric: Array
+
+    @property
+    def total(self) -> Array:
+        return self.epistemic + self.aleatoric
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +127,15 @@ class Posterior:
         """Mean, sd and quantiles, reduced in a stream over conditions."""
         return self.summaries((kind,))[kind]
 
-    def summaries(self, kinds: Sequence[Kind]) -> dict[Kind, Summary]:
-        """Summaries of several kinds from the same draws in one pass."""
+    def summaries(self, kinds: Sequence[Kind], quantiles_of: Sequence[Kind] | None = None) -> dict[Kind, Summary]:
+        """Summaries of several kinds from the same draws in one pass.
+
+        `quantiles_of`: kinds that get quantiles (default: all); they are as much work as all else.
+        """
+        sorted_kinds = kinds if quantiles_of is None else quantiles_of
         shape = (len(self.conditions), len(self.genes))
         out = {k: Summary(np.zeros(shape, np.float32), np.zeros(shape, np.float32),
-                          {q: np.zeros(shape, np.float32) for q in QUANTILES}) for k in kinds}  # fmt: skip
+                          {q: np.zeros(shape, np.float32) for q in QUANTILES if k in sorted_kinds}) for k in kinds}  # fmt: skip
         for chosen, latent, measured in self.recipe.blocks():
             for kind in kinds:
                 block = (latent if kind == "latent_mean" else measured).numpy()
@@ -121,13 +144,28 @@ class Posterior:
                 columns = np.flatnonzero(self.active)[None]
                 into.mean[rows, columns] = block.mean(0)
                 into.sd[rows, columns] = block.std(0, ddof=1) if self.n_draws > 1 else 0.0
-                for q, value in zip(QUANTILES, np.quantile(block, QUANTILES, axis=0), strict=True):
+                levels = tuple(into.quantiles)
+                for q, value in zip(levels, np.quantile(block, levels, axis=0) if levels else (), strict=True):
                     into.quantiles[q][rows, columns] = value
         return out
 
+    def variance_parts(self, kind: Target = "measured_pseudobulk") -> VarianceParts:
+        """Epistemic and aleatoric part of the variance of a latent mean, a measured pseudobulk or a new cell.
+
+        Given a draw, a pseudobulk of n cells has the variance of a cell over n, a latent mean none. Raises InputError for another
+        name. Source: evaluation.md 4.1 (law of total variance).
+        """
+        _known(kind, TARGETS)
+        out = VarianceParts(*(np.zeros((len(self.conditions), len(self.genes)), np.float32) for _ in range(2)))
+        for row, n in enumerate(self.n_cells.tolist()):
+            mean, variance = self.recipe.cell_moments(row)
+            cells = {"latent_mean": np.inf, "measured_pseudobulk": n, "new_cell": 1}[kind]
+            out.epistemic[row, self.active] = mean.var(0).numpy() if self.n_draws > 1 else 0.0
+            out.aleatoric[row, self.active] = (variance.mean(0) / cells).numpy()
+        return out
+
     def _blocks(self, kind: Kind):  # type: ignore[no-untyped-def]
-        if kind not in ("latent_mean", "measured_pseudobulk"):
-            raise InputError(f"kind {kind!r} is unknown; choose 'latent_mean' or 'measured_pseudobulk'.")
+        _known(kind, TARGETS[:2])
         for chosen, latent, measured in self.recipe.blocks():
             yield chosen, (latent if kind == "latent_mean" else measured).numpy()
 
@@ -223,3 +261,8 @@ class Posterior:
                 f"'{condition}' is not among the predicted conditions ({shown}, ...); ask predict() for it first."
             )
         return self.conditions.index(name)
+
+
+def _known(kind: str, kinds: Sequence[str]) -> None:
+    if kind not in kinds:
+        raise InputError(f"kind {kind!r} is unknown; choose {listing([repr(k) for k in kinds])}.")

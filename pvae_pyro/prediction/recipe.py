@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..guides import AmortizedGuide
 from ..story.likelihoods import Moments
-from .globals import GlobalDraw, Pushed, push_draws
+from .globals import GlobalDraw, Pushed, graph_varies, push_draws
 
 FEW_CELLS = 30  # below this the normal approximation of a pseudobulk's finite-cell noise is not used
 
@@ -30,7 +30,7 @@ class Kind:
 
     purpose: str
     rate: Tensor
-    pushed: list[Pushed]
+    pushed: Pushed
     eta: Tensor
     variance: Tensor
     v: Tensor
@@ -81,10 +81,8 @@ class Recipe:
         computed together would move each other by them.
         """
         n, kinds = int(self.n_cells[row]), self.kinds(row)
-        noise = torch.stack([d.shared["noise"] for d in self.draws])
-        moments = [self.moments(kind.eta, kind.variance, noise) for kind in kinds]
-        latent = sum(kind.rate * mean for kind, (mean, _) in zip(kinds, moments, strict=True))
-        assert isinstance(latent, Tensor)
+        moments = self._moments(kinds)
+        latent = _mixed(kinds, [mean for mean, _ in moments])
         if n < FEW_CELLS:
             return latent, self._few_cells(row, n)
         measured = torch.zeros_like(latent)
@@ -93,15 +91,26 @@ class Recipe:
             measured = measured + (share * mean + share.sqrt() * self._cell_noise(row, kind, spread) / n**0.5)
         return latent, measured
 
+    @torch.no_grad()
+    def cell_moments(self, row: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of one more cell of a condition given each draw, (draws, genes); the mean is the latent mean."""
+        kinds = self.kinds(row)
+        moments = self._moments(kinds)
+        mean = _mixed(kinds, [m for m, _ in moments])
+        return mean, _mixed(kinds, [v + (m - mean).square() for m, v in moments])
+
+    def _moments(self, kinds: list[Kind]) -> list[tuple[Tensor, Tensor]]:
+        noise = torch.stack([d.shared["noise"] for d in self.draws])
+        return [self.moments(kind.eta, kind.variance, noise) for kind in kinds]
+
     def _cell_noise(self, row: int, kind: Kind, spread: Tensor) -> Tensor:
         """Noise of one cell, (draws, genes): cells share programs, so that this part is common to genes, the rest is not."""
         story = self.guide.story
         noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
-        low = noise.normal("programs" + kind.purpose, story.model.background)
-        programs = torch.stack([low[i] @ p.programs for i, p in enumerate(kind.pushed)])
+        programs = kind.pushed.common(noise.normal("programs" + kind.purpose, story.model.background))
         slope = story.model.likelihood.slope(kind.eta, story.level)
-        common = slope.square() * torch.stack([p.base_variance for p in kind.pushed])
-        return slope * programs + (spread - common).clamp_min(0).sqrt() * noise.normal("cells" + kind.purpose, spread.shape[1])
+        own = torch.addcmul(spread, slope.square(), kind.pushed.base_variance, value=-1).clamp_min_(0).sqrt_()
+        return programs.mul_(slope).addcmul_(own, noise.normal("cells" + kind.purpose, spread.shape[1]))
 
     def _counted(self, row: int, kinds: list[Kind], n: int) -> list[Tensor]:
         """Shares of the kinds among n cells, each (draws, 1): how many respond is common to all genes."""
@@ -117,7 +126,7 @@ class Recipe:
         story, pushed, rate = self.guide.story, self.pushed(row), self.rate(row)
         kinds = [Kind("", rate, pushed, *self.predictor(row, pushed))]
         if bool((rate < 1).any()):
-            control = push_draws(story, self.draws, torch.zeros_like(self.design[row : row + 1]))
+            control = self._fixed or push_draws(story, self.draws, torch.zeros_like(self.design[row : row + 1]))
             kinds.append(Kind(" escaped", 1 - rate, control, *self.predictor(row, control, responds=False)))
         return kinds
 
@@ -139,7 +148,7 @@ class Recipe:
         return gamma / gamma.sum(-1, keepdim=True)
 
     def predictor(
-        self, row: int, pushed: list[Pushed] | None = None, responds: bool = True
+        self, row: int, pushed: Pushed | None = None, responds: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and variance over cells of one condition's linear predictor, (draws, genes); v(u_d), (draws, latents).
 
@@ -150,14 +159,19 @@ class Recipe:
             shift, v = torch.zeros_like(shift), torch.ones_like(v)
         share, intercept, pushed = self.batch_share(row), self.guide.story.decoder.intercept, pushed or self.pushed(row)
         level = share @ intercept
-        eta = level + torch.stack([p.base + shift[i] @ p.responsive for i, p in enumerate(pushed)]) + residual
+        eta = level + pushed.base + pushed.shifted(shift) + residual
         between = (share @ intercept.square() - level.square()).clamp_min(0)
-        within = torch.stack([p.base_variance + v[i] @ p.responsive.square() for i, p in enumerate(pushed)])
-        return eta, within + between, v
+        return eta, pushed.base_variance + pushed.spread(v) + between, v
 
-    def pushed(self, row: int) -> list[Pushed]:
-        """What latents do to the predictor under this condition's graph, for every draw."""
-        return push_draws(self.guide.story, self.draws, self.design[row : row + 1])
+    def pushed(self, row: int) -> Pushed:
+        """What latents do to the predictor under this condition's graph, in every draw."""
+        return self._fixed or push_draws(self.guide.story, self.draws, self.design[row : row + 1])
+
+    @cached_property
+    def _fixed(self) -> Pushed | None:
+        """The same for all conditions, where the graph does not depend on them."""
+        story, one = self.guide.story, self.design[:1]
+        return None if graph_varies(story, self.draws, one) else push_draws(story, self.draws, one)
 
     def shift(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         """m_d with its interaction (draws, latents), residual rho_d r_d (draws, genes) and v(u_d) (draws, latents)."""
@@ -200,13 +214,15 @@ class Recipe:
         for number in np.unique(draw_numbers):
             draw = self.draws[number]
             for kind, rows in _by_kind(kinds, number, np.flatnonzero(draw_numbers == number), generator):
-                n, pushed = len(rows), kind.pushed[number]
+                n = len(rows)
                 z = torch.randn(n, story.model.background, generator=generator)
                 e = kind.v[number].sqrt() * torch.randn(n, story.n_latents, generator=generator)
                 batch = torch.multinomial(share[number], n, replacement=True, generator=generator)
                 moved = intercept[batch] - share[number] @ intercept
                 library = self.library[torch.randint(len(self.library), (n,), generator=generator)]
-                eta = kind.eta[number] + moved + z @ pushed.programs + e @ pushed.responsive
+                latents = z @ kind.pushed.mix[number]
+                latents[:, story.model.background :] += e @ kind.pushed.carry[number]
+                eta = kind.eta[number] + moved + latents @ kind.pushed.loadings
                 out[rows] = story.model.likelihood.simulate(
                     eta, draw.shared["noise"], library, story.level, generator
                 )
@@ -218,6 +234,11 @@ class Recipe:
         )
         numbers = np.repeat(np.arange(len(self.draws)), n)
         return self.cells(row, numbers, generator).reshape(len(self.draws), n, -1).mean(1)
+
+
+def _mixed(kinds: list[Kind], values: list[Tensor]) -> Tensor:
+    """Average (draws, genes) over the kinds of cells, at their rates."""
+    return torch.stack([kind.rate * value for kind, value in zip(kinds, values, strict=True)]).sum(0)
 
 
 def in_blocks(

@@ -156,7 +156,7 @@ def test_genes_share_the_programs_part_of_the_noise(fitted: FitOf) -> None:
         eta, spread, _ = recipe.predictor(0)
         _, variance = recipe.moments(eta, spread, recipe.draws[0].shared["noise"])
         story = recipe.guide.story
-        shared = story.model.likelihood.slope(eta, story.level)[0] * recipe.draws[0].pushed.programs
+        shared = story.model.likelihood.slope(eta, story.level)[0] * recipe.pushed(0).programs[0]
         expected = (shared.T @ shared).double().numpy()
     np.fill_diagonal(expected, variance[0].double().numpy())
     error = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / 3000)

@@ -70,8 +70,9 @@ class LogExpression:
         def of(mean: Tensor, variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
             if self.link == "identity":
                 return mean, variance + self.variance(noise, level)
-            first, second = over_normal(lambda eta: self.mean(eta, level), mean, variance)
-            return first, second - first.square() + self.variance(noise, level)
+            b = _steepness(level)
+            first, second = over_normal(softplus, b * mean, b.square() * variance)
+            return first / b, (second - first.square()) / b.square() + self.variance(noise, level)
 
         return of
 
