@@ -37,7 +37,7 @@ def test_every_perturbation_cuts_what_leads_to_its_target_and_nothing_else() -> 
             assert (not world.coupling[p, k].any()) == cut
             assert (not world.graph[p, k].any()) == (cut or k == 0)
     sizes = np.abs(world.graph[world.graph != 0])
-    assert 0.2 <= sizes.min() and sizes.max() <= 1
+    assert sizes.min() >= 0.2 and sizes.max() <= 1
 
 
 def test_expression_lies_near_as_many_directions_as_there_are_latents() -> None:

@@ -112,8 +112,9 @@ def identifiable(world: Environments | None = None, seed: int = 0) -> Identifiab
     x = _expression(world, np.concatenate([z_b, z_r], axis=1), seed)
     names = np.array(["control", *(f"P{p:02d}" for p in range(1, count))])
     parts = [_adata(x[rows], names[condition[rows]]) for rows in (slice(0, world.train), slice(world.train, n))]
-    return Identifiable(adata=parts[0], held_out=parts[1], condition=condition, z_background=z_b, z_responsive=z_r, partner=partner, graph=graph,
-                        coupling=coupling, mean=mean, sd=sd, world=world)  # fmt: skip
+    return Identifiable(adata=parts[0], held_out=parts[1], condition=condition, z_background=z_b,
+                        z_responsive=z_r, partner=partner, graph=graph, coupling=coupling, mean=mean, sd=sd,
+                        world=world)  # fmt: skip
 
 
 def mix(z: Floats, rotations: list[Floats]) -> Floats:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from . import checks
 from .alignment import Alignment, Centroid
 from .composition import Bilinear, Composition, Interaction, is_combination
 from .effects import Effects, SpikeSlab
@@ -32,6 +33,8 @@ class PerturbedVAE:
 
     `responsive`: number of responsive latents; None lets the warm start pick the rank (30 without one).
     `background`: number of background latents. `hidden`: width of the encoder's correction networks (0: linear encoders).
+    `variance_spread`: prior sd of nu, of what a target does to log v, the noise variance of a latent.
+    `variance_limit`: bound of |log v|.
     """
 
     effects: Effects = field(default_factory=SpikeSlab)
@@ -44,6 +47,8 @@ class PerturbedVAE:
     responsive: int | None = None
     background: int = 20
     hidden: int = 64
+    variance_spread: float = 0.1
+    variance_limit: float = 2.0
 
     def __post_init__(self) -> None:
         sizes = {"responsive": self.responsive, "background": self.background, "hidden": self.hidden}
@@ -51,6 +56,7 @@ class PerturbedVAE:
             value = sizes[name]
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
                 raise InputError(f"{name} must be a whole number of at least {low}, but {value!r} was given.")
+        checks.positive(variance_spread=self.variance_spread, variance_limit=self.variance_limit)
 
     def replace(self, **parts: Any) -> PerturbedVAE:
         """The same model with some parts swapped; an unknown name is a TypeError."""
@@ -103,6 +109,7 @@ class Globals:
     residual: Tensor  # r (conditions, genes)
     penetrance: Tensor  # rho (targets, 1): share of a target's cells that respond
     rate: Tensor  # rho_d (conditions,)
+    background: dict[str, Tensor] = field(default_factory=dict)  # law of z_b where alignment leaves it free
 
 
 class Story(nn.Module):
@@ -158,13 +165,15 @@ class Story(nn.Module):
             )  # B, Eq. 59: L_rb
         with plates.targets, plates.latents:
             nu = pyro.sample(
-                "log_variance", dist.Normal(torch.zeros_like(w), 0.1)
+                "log_variance", dist.Normal(torch.zeros_like(w), self.model.variance_spread)
             )  # v(u), shrunk to v(0) = 1
         kappa = self.model.interaction.sample(plates, like)
         composition = self.model.composition.sample(plates, like)
         penetrance = self.model.penetrance.sample(plates, like)
         noise = self.model.likelihood.sample(plates, self.noise_start)
-        return {"effects": w, "graph": graph, "coupling": coupling, "log_variance": nu, "kappa": kappa,
+        free = getattr(self.model.alignment, "sample", None)
+        background = {} if free is None else free(plates, like)
+        return {"background": background, "effects": w, "graph": graph, "coupling": coupling, "log_variance": nu, "kappa": kappa,
                 "composition": composition, "penetrance": penetrance, "noise": noise}  # fmt: skip
 
     def compose(self, shared: dict[str, Any], design: Tensor) -> Tensor:
@@ -218,8 +227,16 @@ class Story(nn.Module):
         return {"graph": part.matrix(values, design), "coupling": coupling}
 
     def noise_variance(self, log_variance: Tensor, design: Tensor) -> Tensor:
-        """v(u) with log v = sum_p u_p nu_p clipped to +-2 and v(0) = 1, shape (conditions, latents)."""
-        return (design @ log_variance).clamp(-2, 2).exp()
+        """v(u) with log v = sum_p u_p nu_p clipped to +-variance_limit and v(0) = 1, shape (conditions, latents)."""
+        limit = self.model.variance_limit
+        return (design @ log_variance).clamp(-limit, limit).exp()
+
+    def background_law(self, g: Globals, condition: Tensor) -> dist.TorchDistribution:
+        """p(z_b) of cells with this condition index (cells,): Normal(0, I), unless alignment leaves it free."""
+        law = getattr(self.model.alignment, "law", None)
+        if law is not None:
+            return law(g.background, self.design, condition)
+        return dist.Normal(g.shift.new_zeros(len(condition), self.model.background), 1.0).to_event(1)
 
     def responsive_law(self, g: Globals, z_b: Tensor, condition: Tensor) -> dist.TorchDistribution:
         """p(z_r | z_b, u), Eq. 59, for cells with background z_b (cells, background) and condition index (cells,)."""
@@ -243,9 +260,7 @@ class Story(nn.Module):
         with pyro.plate(
             "cells", self.n_cells, subsample=index if index is not None else torch.arange(n), dim=-1
         ):
-            z_b = pyro.sample(
-                "z_b", dist.Normal(cells.expression.new_zeros(n, self.model.background), 1.0).to_event(1)
-            )
+            z_b = pyro.sample("z_b", self.background_law(g, cells.condition))
             z_r = pyro.sample("z_r", self.responsive_law(g, z_b, cells.condition))  # (cells, latents)
             eta = self.decoder(z_b, z_r, cells.batch)  # (cells, genes)
             if self.combinations:

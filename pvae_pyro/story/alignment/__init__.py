@@ -10,6 +10,7 @@ from .centroid import Centroid
 from .mmd import MMD
 from .none import NoAlignment
 from .pairwise import Pairwise
+from .unaligned import PenaltyOnly, Unaligned
 
 
 class Alignment(Protocol):
@@ -17,7 +18,8 @@ class Alignment(Protocol):
 
     A class of your own needs `weight` and `penalty`. It is given one sample of controls for all conditions, unless it says what
     else it wants: `paired = True`, a control of its own for every perturbed cell; `matched = True`, the same with
-    the control from that cell's batch, where the screen has more than one.
+    the control from that cell's batch, where the screen has more than one. One with `sample` and `law` (see `FreeBackground`)
+    takes the place of the story's p(z_b) = Normal(0, I).
     """
 
     @property
@@ -34,4 +36,4 @@ class Alignment(Protocol):
         ...
 
 
-__all__ = ["MMD", "Alignment", "Centroid", "NoAlignment", "Pairwise"]
+__all__ = ["MMD", "Alignment", "Centroid", "NoAlignment", "Pairwise", "PenaltyOnly", "Unaligned"]

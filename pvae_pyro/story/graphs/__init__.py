@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..plates import Plates
 from .causal import CausalGraph
+from .environment import EnvironmentGraph
 from .fixed import FixedGraph
 from .modulated import ModulatedGraph
 from .none import NoGraph
@@ -31,4 +32,4 @@ class Graph(Protocol):
         ...
 
 
-__all__ = ["CausalGraph", "FixedGraph", "Graph", "ModulatedGraph", "NoGraph"]
+__all__ = ["CausalGraph", "EnvironmentGraph", "FixedGraph", "Graph", "ModulatedGraph", "NoGraph"]
