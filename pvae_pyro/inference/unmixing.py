@@ -27,6 +27,7 @@ from ..guides.point import Points
 from ..guides.sites import read_sites
 from ..screen import CONTROL, Screen
 from ..story import Globals, PerturbedVAE, Story
+from ..story.graphs.environment import with_control
 from ..story.mixing import LeakyMixing, Mixing
 from .cells import BalancedSampler, CellStore
 
@@ -240,17 +241,14 @@ class _Run:
         control = int(torch.nonzero((design == 0).all(-1)).flatten()[0])
         z, _ = self.mixing.unmix(self.y)
         total, inner, noise, _ = _structure(self.groups, z, b)
-        # control's noise is the unit of the responsive latents, and m(0) their zero; a free background is so at control, too
-        own = z[self.condition == control]
-        shift = torch.cat([own[:, :b].mean(0) if self.free else torch.zeros(b), total[control]])
-        sd = torch.cat([own[:, :b].std(0) if self.free else torch.ones(b), noise[control].sqrt()])
+        # control's noise is the unit of the responsive latents, and m(0) their zero
+        shift, sd = torch.cat([torch.zeros(b), total[control]]), torch.cat([torch.ones(b), noise[control].sqrt()])
         self.mixing.centre.copy_((self.mixing.centre - shift) / sd)
         self.mixing.log_scale.sub_(sd.log())
         z, _ = self.mixing.unmix(self.y)
         mean, inner, noise, coupling = _structure(self.groups, z, b)
         mean = ((torch.eye(inner.shape[-1]) - inner) @ mean.unsqueeze(-1)).squeeze(-1)
-        rows = torch.cat([(design == 0).all(-1, keepdim=True).to(design.dtype), design], -1)
-        solve, solve_own = torch.linalg.pinv(design), torch.linalg.pinv(rows)
+        solve, solve_own = torch.linalg.pinv(design), torch.linalg.pinv(with_control(design))
         place = self.family.place
         place("effects", solve @ mean)
         place("log_variance", solve @ noise.log())
@@ -262,7 +260,7 @@ class _Run:
             mean_b = ((torch.eye(b) - inner_b) @ mean_b.unsqueeze(-1)).squeeze(-1)
             low = torch.tril_indices(b, b, offset=-1)
             for name, value in (("mean", mean_b), ("log_variance", noise_b.log()), ("edges", inner_b[:, low[0], low[1]])):
-                place(f"background_{name}", solve @ value)
+                place(f"background_{name}", solve_own @ value)
 
     def values(self) -> tuple[Globals, Tensor]:
         """The story's globals at the family's centre, and their log prior."""

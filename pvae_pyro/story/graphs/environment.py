@@ -49,14 +49,14 @@ class EnvironmentGraph:
         edges = values.get("own_edges")
         if edges is None:  # a single latent
             return design.new_zeros(len(design), 1, 1)
-        return lower_triangle(_rows(design) @ edges)
+        return lower_triangle(with_control(design) @ edges)
 
     def background(self, values: dict[str, Any], design: Tensor, coupling: Tensor) -> Tensor:
         """B(u), (conditions, background, latents)."""
-        return (_rows(design) @ values["own_coupling"]).unflatten(-1, coupling.shape)
+        return (with_control(design) @ values["own_coupling"]).unflatten(-1, coupling.shape)
 
 
-def _rows(design: Tensor) -> Tensor:
+def with_control(design: Tensor) -> Tensor:
     """Doses with control's own in front, (conditions, 1 + targets)."""
     control = (design == 0).all(-1, keepdim=True).to(design.dtype)
     return torch.cat([control, design], -1)
