@@ -207,7 +207,14 @@ def cross_validate(
         end = time.perf_counter()
         known, row = fitted.training, control_row(fitted.training)
         control = known.mean[row], known.variance[row], int(known.n_cells[row])
-        scores = evaluate(truth, {_METHOD: predicted}, control, singles(known), np.sqrt(cell_variance(known)))
+        scores = evaluate(
+            truth,
+            {_METHOD: predicted},
+            control,
+            singles(known),
+            np.sqrt(cell_variance(known)),
+            training=known,
+        )
         own = scores.rows[scores.rows["method"] == _METHOD].drop(columns="method")  # without the floors
         rows.append(own.assign(fold=number))
         assert predicted.draws is not None
