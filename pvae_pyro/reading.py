@@ -52,13 +52,25 @@ def read_source(data: anndata.AnnData | str | Path, columns: Sequence[str], laye
             f"a screen is read from an AnnData or the path of an h5ad file, but {type(data).__name__} was "
             "given; pass one of these."
         )
-    path = Path(data).expanduser()
+    with _backed(Path(data).expanduser()) as backed:
+        return _extract(backed, columns, layer, Path(data).name)
+
+
+def read_obs(path: str | Path) -> pd.DataFrame:
+    """The obs table of an h5ad file; InputError for a file that is missing, damaged or no h5ad."""
+    with _backed(Path(path).expanduser()) as backed:
+        return pd.DataFrame(backed.obs.copy())
+
+
+@contextmanager
+def _backed(path: Path) -> Iterator[anndata.AnnData]:
+    """An h5ad file with its matrix left on disk; whatever fails while it is read is one InputError."""
     _check_file(path)
     with _quiet():
         try:
             backed = anndata.read_h5ad(path, backed="r")
             try:
-                return _extract(backed, columns, layer, path.name)
+                yield backed
             finally:
                 backed.file.close()
         except (InputError, MemoryError):
