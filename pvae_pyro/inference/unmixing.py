@@ -44,7 +44,7 @@ class UnmixSettings:
     `batch_size` cells a step. Every `reassign_every` steps latents may change between blocks.
     """
 
-    trials: tuple[tuple[int, int], ...] = ((8, 600), (3, 1000), (1, 2000))
+    trials: tuple[tuple[int, int], ...] = ((10, 1000), (2, 400))
     steps: int = 150
     batch_size: int = 1024
     learning_rate: float = 0.06

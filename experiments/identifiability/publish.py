@@ -1,0 +1,109 @@
+"""python -m experiments.identifiability.publish: results.csv into the tables of README.md and the figure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from .arms import arms
+
+HERE = Path(__file__).parent
+FIGURE = "identified.png"
+PUBLISHED = {
+    "paper": {"mcc": 0.86, "r2_responsive": 0.95, "r2_background": 0.97},
+    "paper-no-alignment": {"mcc": 0.81, "r2_responsive": 0.93, "r2_background": 0.66},
+}
+COLUMNS = {
+    "mcc": "MCC", "mcc_floor": "its floor", "r2_responsive": "R2 responsive", "r2_background": "R2 background",
+    "r2_responsive_kernel": "same, kernel", "r2_background_kernel": "same, kernel", "label_in_background": "label in background",
+}  # fmt: skip
+
+
+def values(results: pd.DataFrame, arm: str, metric: str) -> np.ndarray:
+    """One value a seed, (seeds,)."""
+    return results[(results["arm"] == arm) & (results["metric"] == metric)]["value"].to_numpy()
+
+
+def table(results: pd.DataFrame) -> str:
+    """Median and quartiles over seeds of every arm that was run, with what the paper gives."""
+    lines = [f"| arm | seeds | {' | '.join(COLUMNS.values())} |", f"|---|---|{'---|' * len(COLUMNS)}"]
+    for arm in arms():
+        n = len(values(results, arm, "mcc"))
+        if not n:
+            continue
+        cells = [_cell(values(results, arm, metric)) for metric in COLUMNS]
+        lines.append(f"| {arm} | {n} | {' | '.join(cells)} |")
+        if arm in PUBLISHED:
+            known = [f"{PUBLISHED[arm][m]:.2f}" if m in PUBLISHED[arm] else "-" for m in COLUMNS]
+            lines.append(f"| *published* | 5 | {' | '.join(known)} |")
+    return "\n".join(lines)
+
+
+def verdict(results: pd.DataFrame) -> str:
+    """What was asked for beside what was reached, medians over seeds."""
+    medians = {m: float(np.median(values(results, "paper", m))) for m in ("mcc", "mcc_floor", "r2_responsive", "r2_background")}
+    goals = PUBLISHED["paper"].items()
+    rows = [(f"{COLUMNS[m]}, as published", f">= {goal:.2f}", medians[m], medians[m] >= goal) for m, goal in goals]
+    above = medians["mcc"] - medians["mcc_floor"]
+    rows.append(("MCC above its floor", ">= 0.05", above, above >= 0.05))
+    without = values(results, "paper-no-alignment", "r2_background")
+    if len(without):
+        lost = medians["r2_background"] - float(np.median(without))
+        rows.append(("R2 background lost without alignment", ">= 0.10", lost, lost >= 0.1))
+    rows.append(("aim: MCC", ">= 0.95", medians["mcc"], medians["mcc"] >= 0.95))
+    lines = [f"| {what} | {goal} | {value:.3f} | {'met' if met else 'not met'} |" for what, goal, value, met in rows]
+    return "\n".join(["| median over seeds | asked | ours | verdict |", "|---|---|---|---|", *lines])
+
+
+def draw(results: pd.DataFrame, path: Path) -> None:
+    """A dot a seed, one row an arm; floor of the MCC grey, published values as diamonds."""
+    names = [arm for arm in arms() if len(values(results, arm, "mcc")) and not arm.startswith("grid")]
+    figure, axes = plt.subplots(1, 3, figsize=(8.5, 1.0 + 0.32 * len(names)), sharey=True, layout="constrained")
+    for axis, metric in zip(axes, ("mcc", "r2_responsive", "r2_background"), strict=True):
+        for row, arm in enumerate(names):
+            found = values(results, arm, metric)
+            axis.plot(found, np.full(len(found), row), "o", color="black", markersize=4, alpha=0.6)
+            axis.plot([np.median(found)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=1.5)
+            if metric == "mcc":
+                axis.plot(np.median(values(results, arm, "mcc_floor")), row, "|", color="0.5", markersize=14, markeredgewidth=3)
+            if arm in PUBLISHED:
+                axis.plot(PUBLISHED[arm][metric], row - 0.32, "D", color="white", markeredgecolor="black", markersize=5)
+        axis.set(xlabel=COLUMNS[metric], xlim=(min(0.4, axis.get_xlim()[0]), 1.02))
+        axis.grid(axis="x", color="0.9")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    axes[0].set_title("black: a seed, bar: median; grey: floor; diamond: published", fontsize=8, loc="left")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Fill the README and draw the figure."""
+    results = pd.read_csv(HERE / "results.csv")
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    for name, text in {"verdict": verdict(results), "arms": table(results)}.items():
+        mark = f"<!-- identifiability: {name} -->"
+        assert mark in readme, f"README.md has no place for the table {name!r}"
+        readme = re.sub(f"{mark}.*?<!-- end -->", lambda _, m=mark, t=text: f"{m}\n{t}\n<!-- end -->", readme, flags=re.S)
+    (HERE / "README.md").write_text(readme, encoding="utf-8")
+    draw(results, HERE / FIGURE)
+
+
+def _cell(found: np.ndarray) -> str:
+    if not len(found):
+        return "-"
+    if len(found) < 3:
+        return f"{np.median(found):.3f}"
+    low, middle, high = np.quantile(found, [0.25, 0.5, 0.75])
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
+if __name__ == "__main__":
+    main()
