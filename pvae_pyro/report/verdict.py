@@ -12,18 +12,26 @@ from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
 from pvae_pyro.errors import InputError
-from pvae_pyro.evaluation.bootstrap import RESAMPLES, PairedDifference
-from pvae_pyro.evaluation.scores import Scores
+from pvae_pyro.evaluation.bootstrap import RESAMPLES
+from pvae_pyro.evaluation.differences import NARROW
+from pvae_pyro.evaluation.differences import TITLES as METRIC_TITLES
+from pvae_pyro.evaluation.differences import outcome as outcome_of
+from pvae_pyro.evaluation.differences import spread as spread_of
+from pvae_pyro.evaluation.scores import HIGHER_IS_BETTER, Scores
 
 Outcome = Literal["beats", "no difference beyond noise", "loses to", "cannot tell"]
 
 JUDGED = ("l2", "delta_pearson", "mse_ratio", "crps")
-TITLES = {"l2": "L2", "delta_pearson": "delta Pearson", "mse_ratio": "MSE ratio", "crps": "CRPS"}
+TITLES = METRIC_TITLES | {"mse_ratio": "MSE ratio"}
 DIGITS = {"l2": 2, "delta_pearson": 3, "mse_ratio": 3, "crps": 4}
-FEW = 20  # below this many conditions percentile intervals are too narrow
-RELEVANT = 0.005  # share of the reference's score below which a difference is none
+FEW = NARROW
 SMALL = ", or below 0.5 %"
-_HIGHER_IS_BETTER = frozenset({"delta_pearson"})
+_SAID: Mapping[str, Outcome] = {
+    "better": "beats",
+    "worse": "loses to",
+    "no difference beyond noise": "no difference beyond noise",
+    "cannot tell": "cannot tell",
+}
 
 
 @dataclass(frozen=True)
@@ -69,13 +77,9 @@ def compare(
         paired = scores.paired(method, reference, metric, stratum, resamples, seed)
     except InputError:
         return None
-    low, high = _interval(paired)
+    _, low, high = spread_of(paired)
     theirs = _mean(means, stratum, reference, metric)
-    outcome: Outcome = "no difference beyond noise"
-    if np.isnan(low):
-        outcome = "cannot tell"
-    elif abs(paired.difference) >= RELEVANT * abs(theirs) and (low > 0 or high < 0):
-        outcome = "beats" if (low > 0) == (metric in _HIGHER_IS_BETTER) else "loses to"
+    outcome = _SAID[outcome_of(metric, theirs + paired.difference, theirs, low, high)]
     return Comparison(
         metric=metric,
         reference=reference,
@@ -113,7 +117,7 @@ def best_of(means: pd.DataFrame, candidates: Sequence[str], metric: str, stratum
     """The candidate with the best mean of a metric, the first of equals; None where none has one."""
     values = {name: _mean(means, stratum, name, metric) for name in candidates}
     values = {name: value for name, value in values.items() if not np.isnan(value)}
-    sign = -1.0 if metric in _HIGHER_IS_BETTER else 1.0
+    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
     return min(values, key=lambda name: sign * values[name]) if values else None
 
 
@@ -193,18 +197,6 @@ def spread(one: Comparison) -> str:
     if np.isnan(one.low):
         return f"{one.difference:+.{digits}f}"
     return f"{one.difference:+.{digits}f} ({one.low:+.{digits}f} to {one.high:+.{digits}f})"
-
-
-def _interval(paired: PairedDifference) -> tuple[float, float]:
-    """95 % interval of a paired difference, honest for few conditions; nan for one."""
-    count = paired.conditions
-    if count < 2:
-        return float("nan"), float("nan")
-    if count >= FEW:
-        return paired.low, paired.high
-    # the bootstrap divides by n where the unbiased variance divides by n - 1
-    error = paired.standard_error * np.sqrt(count / (count - 1)) * float(student.ppf(0.975, count - 1))
-    return paired.difference - error, paired.difference + error
 
 
 def _mean(means: pd.DataFrame, stratum: str, method: str, metric: str) -> float:
