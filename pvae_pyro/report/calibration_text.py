@@ -193,9 +193,10 @@ def _interactions(table: pd.DataFrame) -> str:
         "sign_accuracy": "sign right among the clear ones",
     }
     lines = [
-        "Interactions, what an untrained combination does beyond the sum of its singles, gene by gene. Resistant: the third of "
-        "the combinations whose measured interaction is largest, noise taken off; picked by the outcome, so it stands apart. Measured and "
-        "predicted interactions share the noise of the trained singles, which flatters skill and slope where singles have few cells.",
+        "Interactions, what an untrained combination does beyond the sum of its singles, gene by gene. Resistant: the third "
+        "of the combinations whose measured interaction is largest, noise taken off; picked by the outcome, so it stands "
+        "apart. Measured and predicted interactions share the noise of the trained singles, which flatters skill and slope "
+        "where singles have few cells.",
         "",
         "| | all | resistant |",
         "|---|---|---|",
