@@ -37,12 +37,13 @@ class Shifts:
 class ComposedStart:
     """Site values with their sds on the unconstrained scale (None: as it is), and what `compose` makes of them.
 
-    kappa (latents,): interaction widths; stretch (combinations of `Shifts`,). None where too few combinations say anything.
+    kappa: interaction widths (latents,) and the sds of their logs; stretch (combinations of `Shifts`,). None where too few
+    combinations say anything.
     """
 
     sites: dict[str, tuple[Tensor, Tensor | None]]
     values: dict[str, Any]
-    kappa: Tensor | None
+    kappa: tuple[Tensor, Tensor] | None
     stretch: Tensor | None
 
     def compose(self, story: Story, design: Tensor, effects: Tensor) -> Tensor:
@@ -86,8 +87,11 @@ def start_composition(story: Story, data: Shifts) -> ComposedStart:
         # half of a latent's own ratio, half of all: forty combinations do not tell every latent's width
         ratio = (misfit.square() / parts.noise).mean(0)
         kappa = u[-1].exp() * (0.5 * ratio / ratio.mean() + 0.5).sqrt()
+        # d noise / d log kappa is 2 surprise2 width^2: the information of normal residuals about it, and the prior's
+        share = parts.drawn / parts.noise
+        kappa_sd = (2 * share.square().sum(0) + 1 / max(part.width_spread, 1e-3) ** 2).rsqrt()
         values, _ = _stated(story, sites, [_placed_inverse(site, placed) for site in sites])
-    return ComposedStart(placed, values, kappa, stretch)
+    return ComposedStart(placed, values, (kappa, kappa_sd), stretch)
 
 
 def _place_axes(story: Story, data: Shifts) -> None:
@@ -102,12 +106,13 @@ def _place_axes(story: Story, data: Shifts) -> None:
 class _Parts:
     """The shifts of combinations as a Gaussian law, given unknowns: misfit ~ Normal(0, noise + weights + stretch).
 
-    misfit and independent variance `noise` (combinations, latents); `composed`, which stretch multiplies as a whole; features
-    (combinations, features) of the linear weights with prior sd `strength` (latents,), or None.
+    misfit and independent variance `noise` (combinations, latents), `drawn` the interaction's part of it; `composed`, which
+    stretch multiplies as a whole; features (combinations, features) of the linear weights with prior sd `strength` (latents,), or None.
     """
 
     misfit: Tensor
     noise: Tensor
+    drawn: Tensor
     composed: Tensor
     features: Tensor | None
     strength: Tensor
@@ -166,12 +171,12 @@ def _parts(story: Story, data: Shifts, sites: list[Site], u: list[Tensor], log_w
     width = interaction.latent_width(kappa, story.effect_scale, data.design, data.singles)
     surprise2 = math.exp(2 * interaction.surprise_spread**2)  # mean square of a factor whose median is 1
     noise = data.variance + factor2.unsqueeze(1) * (data.design.square() @ data.singles_variance)
-    noise = noise + surprise2 * width.square()
+    drawn = surprise2 * width.square()
     features = None
     if weights is not None and hasattr(part, "features"):
         features = part.features(every | {"basis": torch.eye(len(weights))}, data.design, data.singles, story.unit)
     strength = values.get("pairing_scale", torch.ones(())) * story.effect_scale
-    return _Parts(data.shifts - composed, noise, composed, features, strength)
+    return _Parts(data.shifts - composed, noise + drawn, drawn, composed, features, strength)
 
 
 def _weights(

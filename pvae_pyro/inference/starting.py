@@ -155,7 +155,7 @@ def _combinations(  # type: ignore[no-untyped-def]
     if composition.kappa is not None and composition.stretch is not None:
         guide.stretch_loc[measured[rows]] = composition.stretch
         guide.stretch_log_scale.fill_(math.log(max(0.5 * part.stretch, 1e-3)))
-        family.place("kappa", composition.kappa, max(part.width_spread / 3, 1e-3))
+        family.place("kappa", *composition.kappa)
         # SVI of these would widen intervals that are right: factors of w and of widths are independent in the guide
         for name in ("kappa", *composition.sites):
             if name != WEIGHTS:

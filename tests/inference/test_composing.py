@@ -50,7 +50,7 @@ def world(
 
 def test_scale_and_width_come_back_within_their_intervals() -> None:
     """Twenty 0.8 x additive worlds: 90 % intervals of the scale; the common width within a tenth of its truth on average."""
-    inside, widths = 0, []
+    inside, widths, errors = 0, [], []
     for seed in range(20):
         composition = Additive(scale=1.0, scale_spread=0.3)
         plain = Interaction(width=0.6, stretch=0.1, surprise_spread=0.0)
@@ -59,10 +59,13 @@ def test_scale_and_width_come_back_within_their_intervals() -> None:
         value, sd = found.sites["composition_scale"]
         assert sd is not None and found.kappa is not None
         inside += abs(float(value.log()) - np.log(0.8)) < 1.645 * float(sd)
-        widths.append(float(found.kappa.square().mean().sqrt()))
+        widths.append(float(found.kappa[0].square().mean().sqrt()))
+        errors.append(((found.kappa[0].log() - np.log(0.4)) / found.kappa[1]).numpy())
     # 20 intervals of 90 %: fewer than 14 inside has probability 0.2 %
     assert inside >= stats.binom.ppf(0.002, 20, 0.9)
     assert np.mean(widths) == pytest.approx(0.4, abs=0.04)
+    # 160 widths: the standard error of a share of 0.9 is 0.024
+    assert (np.abs(errors) < 1.645).mean() > 0.9 - 4 * 0.024
 
 
 def test_capacity_comes_back() -> None:
