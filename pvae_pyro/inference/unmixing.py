@@ -243,6 +243,9 @@ class _Run:
         total, inner, noise, _ = _structure(self.groups, z, b)
         # control's noise is the unit of the responsive latents, and m(0) their zero
         shift, sd = torch.cat([torch.zeros(b), total[control]]), torch.cat([torch.ones(b), noise[control].sqrt()])
+        if self.free:  # nor has a free background another unit
+            own = z[self.condition == control, :b]
+            shift[:b], sd[:b] = own.mean(0), own.std(0)
         self.mixing.centre.copy_((self.mixing.centre - shift) / sd)
         self.mixing.log_scale.sub_(sd.log())
         z, _ = self.mixing.unmix(self.y)
