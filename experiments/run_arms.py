@@ -18,9 +18,13 @@ Arms = Mapping[str, Callable[[int], Rows]]
 
 
 def main(module: str, description: str | None, here: Path, arms: Callable[[bool], Arms], smoke_arm: str,
-         seeds: Callable[[str], Sequence[int]] = lambda arm: (0,)) -> None:  # fmt: skip
-    """Command line of one experiment: `arms(smoke)` by name, `smoke_arm` the one that --smoke runs, `seeds` of an arm."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+         seeds: Callable[[str], Sequence[int]] = lambda arm: (0,),
+         parents: Sequence[argparse.ArgumentParser] = ()) -> Path | None:  # fmt: skip
+    """Command line of one experiment: `arms(smoke)` by name, `smoke_arm` the one that --smoke runs, `seeds` of an arm.
+
+    `parents`: options of its own. Returns the folder of results.csv; None after --smoke, which writes nothing.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description, parents=list(parents))
     parser.add_argument("--arm", help="run this arm only, even if it is in the results")
     parser.add_argument("--seed", type=int, help="run this seed only (default: those of the experiment)")
     parser.add_argument("--smoke", action="store_true", help="one short arm, nothing written: is the code whole?")
@@ -32,7 +36,7 @@ def main(module: str, description: str | None, here: Path, arms: Callable[[bool]
     if options.smoke:
         rows = known[options.arm or smoke_arm](0)
         print(pd.DataFrame(rows, columns=["what", "metric", "value"]).to_string(index=False))
-        return
+        return None
     path = options.out / "results.csv"
     done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
     for arm in [options.arm] if options.arm else list(known):
@@ -48,4 +52,6 @@ def main(module: str, description: str | None, here: Path, arms: Callable[[bool]
             done = pd.concat([done[~mine], new], ignore_index=True) if len(done) else new
             options.out.mkdir(parents=True, exist_ok=True)
             done.to_csv(path, index=False)
-            print(new.pivot(index="metric", columns="what", values="value").round(4).to_string(), flush=True)
+            shown = new.pivot(index="metric", columns="what", values="value").round(4)
+            print((shown if shown.shape[1] <= shown.shape[0] else shown.T).to_string(), flush=True)
+    return Path(options.out)
