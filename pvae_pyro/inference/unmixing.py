@@ -30,6 +30,7 @@ from ..story import Globals, PerturbedVAE, Story
 from ..story.graphs.environment import with_control
 from ..story.mixing import LeakyMixing, Mixing
 from .cells import BalancedSampler, CellStore
+from .moments import Groups, blind_axes, structure
 
 Floats = NDArray[np.float64]
 
@@ -162,7 +163,7 @@ class _Run:
         self.model, self.settings, self.seed, self.y, self.partners = model, settings, seed, y, partners
         self.sd = torch.as_tensor(projection.sd, dtype=y.dtype)
         self.condition = torch.as_tensor(screen.condition)
-        self.groups = _Groups.of(self.condition)
+        self.groups = Groups.of(self.condition)
         self.share = self.groups.count / len(y)
         assert model.responsive is not None
         self.story = Story(model, torch.as_tensor(screen.design), len(y), 1, screen.n_genes, model.responsive)
@@ -237,19 +238,16 @@ class _Run:
     def settle(self) -> None:
         """Put the story's globals where the cells' latents put them: structural regressions in every condition."""
         self.settled = True
-        b, design = self.model.background, self.story.design
+        b, k, design = self.model.background, self.story.n_latents, self.story.design
         control = int(torch.nonzero((design == 0).all(-1)).flatten()[0])
-        z, _ = self.mixing.unmix(self.y)
-        total, inner, noise, _ = _structure(self.groups, z, b)
+        if self.free:  # a free background has no unit of its own: that of control
+            own = self.mixing.unmix(self.y)[0][self.condition == control]
+            self._rescale(torch.cat([own[:, :b].mean(0), torch.zeros(k)]), torch.cat([own[:, :b].std(0), torch.ones(k)]))
+        total, _, noise, _ = structure(self.groups, self.mixing.unmix(self.y)[0], b)
         # control's noise is the unit of the responsive latents, and m(0) their zero
-        shift, sd = torch.cat([torch.zeros(b), total[control]]), torch.cat([torch.ones(b), noise[control].sqrt()])
-        if self.free:  # nor has a free background another unit
-            own = z[self.condition == control, :b]
-            shift[:b], sd[:b] = own.mean(0), own.std(0)
-        self.mixing.centre.copy_((self.mixing.centre - shift) / sd)
-        self.mixing.log_scale.sub_(sd.log())
+        self._rescale(torch.cat([torch.zeros(b), total[control]]), torch.cat([torch.ones(b), noise[control].sqrt()]))
         z, _ = self.mixing.unmix(self.y)
-        mean, inner, noise, coupling = _structure(self.groups, z, b)
+        mean, inner, noise, coupling = structure(self.groups, z, b)
         mean = ((torch.eye(inner.shape[-1]) - inner) @ mean.unsqueeze(-1)).squeeze(-1)
         solve, solve_own = torch.linalg.pinv(design), torch.linalg.pinv(with_control(design))
         place = self.family.place
@@ -259,11 +257,16 @@ class _Run:
         place("own_edges", solve_own @ inner[:, low[0], low[1]])
         place("own_coupling", solve_own @ coupling.mT.flatten(1))
         if self.free:
-            mean_b, inner_b, noise_b, _ = _structure(self.groups, z[:, :b], 0)
+            mean_b, inner_b, noise_b, _ = structure(self.groups, z[:, :b], 0)
             mean_b = ((torch.eye(b) - inner_b) @ mean_b.unsqueeze(-1)).squeeze(-1)
             low = torch.tril_indices(b, b, offset=-1)
             for name, value in (("mean", mean_b), ("log_variance", noise_b.log()), ("edges", inner_b[:, low[0], low[1]])):
                 place(f"background_{name}", solve_own @ value)
+
+    def _rescale(self, shift: Tensor, sd: Tensor) -> None:
+        """From now on, unmixed latents are (z - shift) / sd."""
+        self.mixing.centre.copy_((self.mixing.centre - shift) / sd)
+        self.mixing.log_scale.sub_(sd.log())
 
     def values(self) -> tuple[Globals, Tensor]:
         """The story's globals at the family's centre, and their log prior."""
@@ -355,58 +358,3 @@ class _Run:
     def score(self) -> float:
         """What runs are chosen by, and what they climb: the ELBO less the weighted penalty."""
         return self.elbo() - self.model.alignment.weight * self.mean_penalty()
-
-
-@dataclass(frozen=True, eq=False)
-class _Groups:
-    """Cells by condition: `rows` and `mask` (conditions, most cells), `count` (conditions,)."""
-
-    rows: Tensor
-    mask: Tensor
-    count: Tensor
-
-    @classmethod
-    def of(cls, condition: Tensor) -> _Groups:
-        members = [torch.nonzero(condition == i).flatten() for i in range(int(condition.max()) + 1)]
-        rows = nn.utils.rnn.pad_sequence(members, batch_first=True)
-        count = torch.tensor([len(m) for m in members])
-        mask = torch.arange(rows.shape[1]).expand(rows.shape) < count.unsqueeze(1)
-        return cls(rows, mask.unsqueeze(-1).float(), count.float())
-
-    def means(self, z: Tensor) -> Tensor:
-        """(conditions, n) of z (cells, n)."""
-        return (z[self.rows] * self.mask).sum(1) / self.count.unsqueeze(1)
-
-    def covariances(self, z: Tensor) -> Tensor:
-        """(conditions, n, n) of z (cells, n), a little of the identity added."""
-        own = z[self.rows]
-        mean = (own * self.mask).sum(1, keepdim=True) / self.count.view(-1, 1, 1)
-        gap = (own - mean) * self.mask
-        return gap.mT @ gap / (self.count - 1).clamp_min(1).view(-1, 1, 1) + 1e-4 * torch.eye(z.shape[1])
-
-
-def _structure(groups: _Groups, z: Tensor, b: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z_r = L z_r + B z_b + (I - L) t + noise in every condition, from cells z = (z_b, z_r), `b` the number of z_b.
-
-    Returns t (conditions, k), L (conditions, k, k), variances of the noise (conditions, k) and B (conditions, k, b).
-    """
-    covariance, mean = groups.covariances(z), groups.means(z)
-    slope = torch.linalg.solve(covariance[:, :b, :b], covariance[:, :b, b:]).mT if b else z.new_zeros(len(mean), z.shape[1], 0)
-    rest = covariance[:, b:, b:] - slope @ covariance[:, :b, b:]
-    root = torch.linalg.cholesky(rest)
-    sd = root.diagonal(dim1=-2, dim2=-1)
-    unit = torch.linalg.inv(root / sd.unsqueeze(1))  # I - L
-    intercept = mean[:, b:] - (slope @ mean[:, :b].unsqueeze(-1)).squeeze(-1)
-    return intercept, torch.eye(unit.shape[-1]) - unit, sd.square(), unit @ slope
-
-
-def blind_axes(y: Tensor, condition: Tensor) -> Tensor:
-    """Rotation (size, size) of whitened cells y whose first columns change least in mean and covariance between conditions."""
-    size = y.shape[1]
-    moved = y.new_zeros(size, size)
-    for code in condition.unique():
-        rows = y[condition == code]
-        mean = rows.mean(0)
-        gap = (rows - mean).T @ (rows - mean) / max(len(rows) - 1, 1) - torch.eye(size)
-        moved += torch.outer(mean, mean) + gap @ gap
-    return torch.linalg.eigh(moved).eigenvectors
