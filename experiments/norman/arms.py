@@ -60,7 +60,8 @@ def fitted(path: Path, key: str | None, story: dict[str, object], smoke: bool, s
     data = _cells(path, key)
     fit_settings: dict[str, object] = {"epochs": 1} if smoke else {}
     config = from_dict({"story": story, "fit": fit_settings}, origin="experiments/norman/config.toml")
-    fit = pv.fit(config.model, data.task.train, guide=config.guide, settings=config.settings, seed=seed, progress=False)
+    fit = pv.fit(config.model, data.task.train, guide=config.guide, settings=config.settings, seed=seed, progress=False,
+                 known_targets=data.truth.targets)  # fmt: skip
     names = list(data.truth.conditions)
     counts = dict(zip(names, data.truth.n_cells.tolist(), strict=True))
     tables = []

@@ -4,44 +4,21 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-import pandas as pd
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .arms import CONTROL_CELLS, MEASURED, MODEL, MODEL_CELLS, PERFECT, START, USER
+from .arms import CONTROL_CELLS, MEASURED, MODEL, MODEL_CELLS, PERFECT, START
 from .published import RMSE_R2, SINGLE_DOUBLE, TABLE_14
+from .results import DATA, OURS, Results, table
+from .verdict import lead, verdict
 
 HERE = Path(__file__).parent
 FIGURE = "scores.png"
-DATA = {"semi-synthetic": "semi-synthetic Norman", "real-subset": "real subset", USER: "your file"}
-DIGITS = {"l2": 2, "crps": 4, "energy_distance": 2, "l2_top1000": 2, "mmd_legacy": 2, "spread_ratio": 2}
-OURS = {
-    PERFECT: "oracle sampler: other cells of the condition",
-    CONTROL_CELLS: "no change: control cells",
-    MODEL_CELLS: "ours, new cells",
-    "no change": "no change: control mean",
-    "mean of the training perturbations": "mean of the training perturbations",
-    "mean of the perturbed training cells": "mean of the perturbed training cells",
-    "bilinear ridge on gene embeddings": "bilinear ridge on gene embeddings",
-    "mean of the singles": "mean of the singles",
-    "larger single effect": "larger single effect",
-    "additive": "additive",
-    "scaled additive": "0.85 x additive",
-    "low-rank additive": "low-rank additive",
-    "0.85 x low-rank additive": "0.85 x low-rank additive",
-    "shrunk additive": "shrunk additive",
-    "0.85 x shrunk additive": "0.85 x shrunk additive",
-    "probabilistic additive (sampling noise only)": "additive, with sampling noise",
-    "probabilistic 0.85 x shrunk additive (sampling noise only)": "0.85 x shrunk additive, with sampling noise",
-    START: "ours, mean, warm start (0 epochs)",
-    MODEL: "ours, mean",
-    MEASURED: "oracle floor: measured mean",
-}
 BRIEF = [PERFECT, MODEL_CELLS, CONTROL_CELLS, "no change", "mean of the training perturbations", "additive",
          "0.85 x shrunk additive", START, MODEL, MEASURED]  # fmt: skip
 PEEKING = {PERFECT, MEASURED}  # their pseudobulk is the measured one
@@ -49,60 +26,28 @@ VARIANTS = {"no-alignment": "ours, mean, no alignment", "paper-sizes": "ours, me
 LIKE = {"additive": "Additive", MODEL: "PerturbedVAE", "low-rank additive": "PCA + Additive"}
 
 
-class Results:
-    """Values of a results.csv, and the data sets that it has arms of."""
-
-    def __init__(self, path: Path) -> None:
-        self.rows = pd.read_csv(path)
-        self.data = [name for name in DATA if self.rows["arm"].str.startswith(f"{name} ").any()]
-
-    def values(self, arm: str, what: str, metric: str) -> pd.Series:
-        """One value a seed."""
-        rows = self.rows
-        return rows.loc[(rows["arm"] == arm) & (rows["what"] == what) & (rows["metric"] == metric), "value"]
-
-    def of(self, data: str, method: str, conditions: str, metric: str, model: str = "default") -> pd.Series:
-        """One value a seed of a method on a set of conditions, whether a rule or fitted."""
-        arm = f"{data} {model}" if method in (MODEL, MODEL_CELLS, START) else f"{data} rules"
-        return self.values(arm, f"{method} [{conditions}]", metric)
-
-    def text(self, data: str, method: str, conditions: str, metric: str, model: str = "default") -> str:
-        """The mean over seeds, with half their range where that is visible; "-" without values."""
-        found = self.of(data, method, conditions, metric, model)
-        if found.empty:
-            return "-"
-        digits = DIGITS.get(metric, 4 if metric.startswith(("rmse", "r2")) else 3)
-        half = 0.5 * (found.max() - found.min())
-        return f"{found.mean():.{digits}f}" + (f" ± {half:.{digits}f}" if round(half, digits) > 0 else "")
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
-    kept = [row for row in rows if set(row[1:]) != {"-"}]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in kept])
-
-
-def legacy(r: Results, methods: Sequence[str] = tuple(OURS)) -> str:
+def legacy(r: Results, methods: Sequence[str] = tuple(OURS), data: Sequence[str] | None = None) -> str:
     """Table 2: relative cell RMSE and population R2 of doubles, published beside ours, worst first."""
     f = r.values("arithmetic", "published: Additive", "f")
     derived = {m: f"{float((k * f.iloc[0]) ** 0.5):.3f} (derived)" for m, k in ((MEASURED, 1), (PERFECT, 2)) if len(f)}
+    shown_data = r.data if data is None else data
     titles = ["doubles: relative cell RMSE, R2", "published, full screen"]
-    for name in r.data:
+    for name in shown_data:
         titles += [f"{DATA[name]}: RMSE", "above the floor", "R2", "MMD"]
     others = {name: pair for name, pair in RMSE_R2.items() if name not in LIKE.values()}
-    rows = [[f"*{name}*", ", ".join(pair), *["-"] * 4 * len(r.data)] for name, pair in others.items()]
+    rows = [[f"*{name}*", ", ".join(pair), *["-"] * 4 * len(shown_data)] for name, pair in others.items()]
     for method in methods:
         like = LIKE.get(method)
         shown = ", ".join(RMSE_R2[like]) if like in RMSE_R2 else derived.get(method, "-")
         shown = f"{TABLE_14['Additive']['rmse_cell_rel']}, -" if method == "additive" else shown
         row = [OURS[method], shown]
-        for name in r.data:
+        for name in shown_data:
             mine, floor = (r.of(name, one, "doubles", "rmse_cell_rel") for one in (method, MEASURED))
             above = "-" if mine.empty or floor.empty else f"{mine.mean() - floor.mean():.4f}"
             row += [r.text(name, method, "doubles", "rmse_cell_rel"), above]
             row += [r.text(name, method, "doubles", metric) for metric in ("r2_mean_legacy", "mmd_legacy")]
         rows.append(row)
-    return _table(titles, rows if methods == tuple(OURS) else [row for row in rows if not row[0].startswith("*")])
+    return table(titles, rows if methods == tuple(OURS) else [row for row in rows if not row[0].startswith("*")])
 
 
 def settings(r: Results) -> str:
@@ -116,7 +61,7 @@ def settings(r: Results) -> str:
         cells = [r.text(name, method, c, "rmse_cell_rel", model) for name in r.data for c in ("singles", "doubles")]
         if set(cells) != {"-"}:
             rows.append([shown, "-", "-", *cells])
-    return _table(titles, rows)
+    return table(titles, rows)
 
 
 def pseudobulk(r: Results) -> str:
@@ -130,23 +75,26 @@ def pseudobulk(r: Results) -> str:
         for method in BRIEF:
             cells = [r.text(name, method, "doubles", m) for m in metrics]
             rows.append([f"{DATA[name]}: {OURS[method]}", *(["-"] * 5 + cells[5:] if method in PEEKING else cells)])
-    return _table(titles, rows)
+    return table(titles, rows)
 
 
-def honest(r: Results, methods: Sequence[str] = tuple(OURS)) -> str:
+def honest(r: Results, methods: Sequence[str] = tuple(OURS), data: Sequence[str] | None = None) -> str:
     """Metrics of pseudobulks on the doubles that nothing was tuned on, and what two metrics of cells see."""
-    titles = ["odd doubles; the last two: doubles", "L2", "delta Pearson", "MSE ratio", "CRPS", "90 % covers", "energy distance",
-              "spread ratio"]  # fmt: skip
+    shown_data = r.data if data is None else data
+    titles = ["odd doubles; the last two: doubles", "L2", "delta Pearson", "MSE ratio", "CRPS", "90 % covers"]
+    titles += ["energy distance", "spread ratio"]
     bulk = {"floor: perfect prediction": "floor: perfect mean", "floor: measured replicate": "floor: measured replicate"}
+    bulks = ("l2", "delta_pearson", "mse_ratio", "crps", "coverage_90")
     rows: list[list[str]] = []
-    for name in r.data:
+    for name in shown_data:
+        prefix = f"{DATA[name]}: " if len(shown_data) > 1 else ""
         for method in [*methods, *bulk]:
-            bulks = ("l2", "delta_pearson", "mse_ratio", "crps", "coverage_90")
             cells = [r.text(name, method, "odd doubles", m) for m in bulks]
             cells += [r.text(name, method, "doubles", m) for m in ("energy_distance", "spread_ratio")]
-            shown = OURS.get(method) or bulk[method]
-            rows.append([f"{DATA[name]}: {shown}", *(["-"] * 5 + cells[5:] if method in PEEKING else cells)])
-    return _table(titles, rows)
+            rows.append([prefix + (OURS.get(method) or bulk[method]), *(["-"] * 5 + cells[5:] if method in PEEKING else cells)])
+    if len(shown_data) == 1:
+        titles[0] = f"{DATA[shown_data[0]]}, {titles[0]}"
+    return table(titles, rows)
 
 
 def synthetic(r: Results) -> str:
@@ -156,10 +104,9 @@ def synthetic(r: Results) -> str:
         if what.startswith("synthetic") and "formula" not in what:
             rmse, distance = (r.values("arithmetic", what, m).mean() for m in ("rmse_cell_rel", "energy_distance"))
             rows.append([what.removeprefix("synthetic: "), f"{rmse:.3f}", f"{distance:.2f}"])
-    floor, perfect = (r.values("arithmetic", "synthetic: formula", m).mean() for m in ("floor", "perfect_sampler"))
-    rows.append(["formula: constant at the true mean, sqrt(f)", f"{floor:.3f}", "-"])
-    rows.append(["formula: perfect sampler, sqrt(2 f)", f"{perfect:.3f}", "-"])
-    return _table(["synthetic cells", "relative cell RMSE", "energy distance"], rows)
+    for name, metric in (("true mean, sqrt(f)", "floor"), ("perfect sampler, sqrt(2 f)", "perfect_sampler")):
+        rows += [[f"formula: {name}", f"{v:.3f}", "-"] for v in r.values("arithmetic", "synthetic: formula", metric)]
+    return table(["synthetic cells", "relative cell RMSE", "energy distance"], rows)
 
 
 def checks(r: Results) -> str:
@@ -168,7 +115,7 @@ def checks(r: Results) -> str:
     whats = r.rows.loc[r.rows["what"] == "file", "metric"].unique()
     cells = [[r.values(f"{name} rules", "file", what) for name in r.data] for what in whats]
     shown = [["-" if v.empty else f"{v.iloc[0]:g}" for v in found] for found in cells]
-    return _table(titles, [[what.replace("_", " "), *row] for what, row in zip(whats, shown, strict=True)])
+    return table(titles, [[what.replace("_", " "), *row] for what, row in zip(whats, shown, strict=True)])
 
 
 def seconds(r: Results) -> str:
@@ -182,11 +129,11 @@ def seconds(r: Results) -> str:
 
 def tables(r: Results) -> dict[str, str]:
     """Every table by the name of its marker."""
-    return {
-        "brief": legacy(r, BRIEF), "honest-brief": honest(r, [m for m in BRIEF if m != CONTROL_CELLS]), "seconds": seconds(r),
-        "synthetic": synthetic(r), "legacy": legacy(r), "settings": settings(r), "pseudobulk": pseudobulk(r), "honest": honest(r),
-        "checks": checks(r),
-    }  # fmt: skip
+    brief = [m for m in BRIEF if m != CONTROL_CELLS]
+    made = {"brief": legacy(r, BRIEF, r.data[:1]), "honest-brief": honest(r, brief, r.data[:1]), "seconds": seconds(r)}
+    made |= {"synthetic": synthetic(r), "legacy": legacy(r), "settings": settings(r), "pseudobulk": pseudobulk(r)}
+    made |= {"honest": honest(r), "checks": checks(r)}
+    return made | ({"lead": lead(r), "verdict": verdict(r)} if "semi-synthetic" in r.data else {})
 
 
 def page(r: Results) -> str:
@@ -201,6 +148,7 @@ def page(r: Results) -> str:
         "## Tables 4, 12 and 13: singles and doubles, settings\n\n" + made["settings"],
         "## Tables 3 and 14\n\n" + made["pseudobulk"],
         "## Honest metrics\n\n" + made["honest"],
+        "## The arithmetic of the legacy error\n\n" + made["synthetic"],
         "## Files\n\n" + made["checks"],
         made["seconds"],
     ]
