@@ -163,7 +163,9 @@ def test_every_layout_gives_the_same_scores(cells: anndata.AnnData, tmp_path: Pa
     assert all(other == rows[0] for other in rows[1:])
 
 
-def test_the_command_takes_a_file_of_the_user(cells: anndata.AnnData, tmp_path: Path) -> None:
+def test_the_command_takes_a_file_of_the_user(
+    cells: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(cells, tmp_path / "screen.h5ad", "perturbation")
     out = tmp_path / "out"
     done = run("--data", path, "--arm", "full rules", "--out", out)
@@ -174,6 +176,9 @@ def test_the_command_takes_a_file_of_the_user(cells: anndata.AnnData, tmp_path: 
     page = (out / "tables.md").read_text(encoding="utf-8")
     assert "your file: RMSE" in page and "| additive | 0.4424, - |" in page and "0.5714 ± 0.0105" in page
     assert (out / "scores.png").stat().st_size > 5000
+    monkeypatch.setattr(sys, "argv", ["norman", "--data", str(tmp_path / "other.h5ad"), "--out", str(out)])
+    with pytest.raises(pv.InputError, match="results of another file, .*screen.h5ad"):
+        command.main()
 
 
 def test_what_the_protocol_cannot_be_run_on_is_refused(
