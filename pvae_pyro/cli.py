@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -192,7 +192,7 @@ def fit_command(
         if isinstance(problem, NotFinite):
             _stop(str(problem), 1)
         raise
-    _show_findings(fit)
+    _show_findings(fit.diagnose())
     typer.echo(f"The fit is in {out}.")
 
 
@@ -258,6 +258,7 @@ def predict(
         f"Predicted {len(posterior.conditions)} conditions x {len(posterior.genes)} genes from {draws} draws: "
         f"{', '.join(map(str, targets))}."
     )
+    _show_findings(posterior.diagnose())
 
 
 @app.command()
@@ -423,12 +424,9 @@ def _read_test(path: Path, run: Run, fit: Fit) -> ConditionSummary:
     return screen.restrict(perturbed).select_genes([str(gene) for gene in fit.genes]).summary()
 
 
-def _show_findings(fit: Fit) -> None:
-    findings = [finding for finding in fit.diagnose() if finding.level != "fine"]
-    for finding in findings:
+def _show_findings(findings: Sequence[Finding]) -> None:
+    for finding in (one for one in findings if one.level != "fine"):
         typer.echo(f"{finding.topic} ({finding.level}): {finding.sentence} {finding.advice}")
-    if not findings:
-        typer.echo("Diagnosis: nothing stands out.")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from pvae_pyro.story.latents import carried
 from .world import TARGETS, UNSEEN
 
 
-def values(story: Story, guide: AmortizedGuide, sites: dict[str, Tensor], eta: dict[str, Tensor], screen: Screen) -> dict[str, float]:  # fmt: skip
+def values(
+    story: Story, guide: AmortizedGuide, sites: dict[str, Tensor], eta: dict[str, Tensor], screen: Screen
+) -> dict[str, float]:
     """Every quantity at these site values; `eta`: standard normals of the unseen pair (interaction, stretch, surprise)."""
     g = guide.assemble(sites)
     with poutine.block(), poutine.condition(data=sites):
@@ -66,7 +68,8 @@ def log_likelihood(story: Story, g: Any, screen: Screen) -> float:
     v = story.noise_variance(g.log_variance, story.design).double()
     total = 0.0
     for row in range(len(story.design)):
-        cells = x[condition == row] - story.decoder.intercept[0].double() - g.shift[row].double() @ pushed - g.residual[row].double()
+        centre = story.decoder.intercept[0].double() + g.shift[row].double() @ pushed + g.residual[row].double()
+        cells = x[condition == row] - centre
         factors = torch.cat([background, v[row].sqrt().unsqueeze(1) * pushed]).T
         law = torch.distributions.LowRankMultivariateNormal(torch.zeros(x.shape[1]).double(), factors, g.noise.double().square())
         total += float(law.log_prob(cells).sum())

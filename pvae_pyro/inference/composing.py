@@ -107,7 +107,8 @@ class _Parts:
     """The shifts of combinations as a Gaussian law, given unknowns: misfit ~ Normal(0, noise + weights + stretch).
 
     misfit and independent variance `noise` (combinations, latents), `drawn` the interaction's part of it; `composed`, which
-    stretch multiplies as a whole; features (combinations, features) of the linear weights with prior sd `strength` (latents,), or None.
+    stretch multiplies as a whole; features (combinations, features) of the linear weights with prior sd `strength`
+    (latents,), or None.
     """
 
     misfit: Tensor

@@ -29,19 +29,22 @@ class Finding:
 
 
 def diagnose(fit: Fit) -> tuple[Finding, ...]:
-    """All findings, worst first within the order: own conditions, leakage, convergence, gates, what the intervals rest on."""
-    found = [_own_conditions(fit), *_leakage(fit), _convergence(fit), *_gates(fit), _combinations(fit)]
+    """All findings, in this order: own conditions, held-out cells, leakage, convergence, gates, latents that no cell uses,
+    restarts, nearness to the exact posterior, what the intervals of combinations rest on."""
+    found = [_own_conditions(fit), _held_out_cells(fit), *_leakage(fit), _convergence(fit), *_gates(fit), _collapse(fit),
+             _restarts(fit), _importance(fit), _combinations(fit)]  # fmt: skip
     return tuple(f for f in found if f is not None)
 
 
-def _level(value: float, look: float, bad: float) -> Level:
+def graded(value: float, look: float, bad: float) -> Level:
+    """Fine below `look`, do not trust from `bad` on."""
     return "fine" if value < look else "look" if value < bad else "do not trust"
 
 
 def _own_conditions(fit: Fit) -> Finding:
     """The trap of a plain implementation: reconstruction is perfect, prediction from the prior is not."""
     unexplained = unexplained_shift(fit)
-    level = _level(unexplained, 0.15, 0.35)
+    level = graded(unexplained, 0.15, 0.35)
     text = f"{100 * unexplained:.0f} % of the squared shift of its own training conditions is missing from its predictions."
     advice = (
         "The effects were not learnt: predictions of anything else are worse still; use warm_start = true."
@@ -67,11 +70,70 @@ def unexplained_shift(fit: Fit) -> float:
     return float(np.clip(error / size, 0, 9.99)) if size > 0 else 0.0
 
 
+def held_out_coverage(fit: Fit, draws: int = 100, seed: int = 0) -> float | None:
+    """Share of (condition, gene) pairs whose mean over the held-out cells lies in its 90 % interval; None without such cells.
+
+    Means of few cells: this judges the noise of cells and the trained conditions, not combinations.
+    """
+    held_out = fit.validation
+    if held_out is None:
+        return None
+    counts = dict(zip(held_out.conditions, held_out.n_cells.tolist(), strict=True))
+    drawn = fit.predict(list(held_out.conditions), draws=draws, n_cells=counts, seed=seed).draws()
+    low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
+    seen = fit.active & (held_out.mean > 0).any(0)
+    return float(((held_out.mean >= low) & (held_out.mean <= high))[:, seen].mean())
+
+
+def _held_out_cells(fit: Fit) -> Finding | None:
+    share = held_out_coverage(fit)
+    if share is None:
+        return None
+    assert fit.validation is not None
+    level = graded(0.9 - share, 0.06, 0.15)
+    text = (f"90 % intervals cover {100 * share:.0f} % of the means of {int(fit.validation.n_cells.sum())} cells kept out of "
+            "training (a few cells of every trained condition).")  # fmt: skip
+    advice = "" if level == "fine" else "Intervals are too narrow for trained conditions already: try another likelihood."
+    return Finding("calibration on held-out cells", level, text, advice)
+
+
+def _collapse(fit: Fit) -> Finding:
+    """Responsive latents that no target moves: posterior collapse, or more of them than the screen can tell apart."""
+    active = fit.history["active_units"][-1]
+    total = float(np.mean([len(one.state["story.effect_scale"]) for one in fit.members]))
+    level = graded(1 - active / total, 0.5, 0.9)
+    return Finding("latents in use", level, f"targets move {active:.0f} of {total:.0f} responsive latents.",
+                   "" if level == "fine" else "The others say nothing: ask for fewer (responsive).")  # fmt: skip
+
+
+def _restarts(fit: Fit) -> Finding:
+    """Share of the variance of predictions that lies between restarts."""
+    if len(fit.trained) == 1:
+        return Finding("restarts", "look", "one run was made, so whether restarts agree is not known.",
+                       "Fit with guide=Ensemble(3) before relying on latents, edges or narrow intervals.")  # fmt: skip
+    names = [c for c in fit.conditions if c != CONTROL]
+    draws = [one.predict(names, draws=40, seed=0).draws("latent_mean") for one in fit.members]
+    between = np.var([d.mean(0) for d in draws], axis=0).mean() - np.mean([d.var(0, ddof=1) / len(d) for d in draws])
+    share = float(max(between, 0.0) / (max(between, 0.0) + np.mean([d.var(0, ddof=1) for d in draws])))
+    level = graded(share, 0.3, 0.7)
+    return Finding("restarts", level, f"{100 * share:.0f} % of the variance of predictions lies between {len(draws)} restarts.",
+                   "" if level == "fine" else "Restarts disagree: use the predictions of all, not those of one.")  # fmt: skip
+
+
+def _importance(fit: Fit) -> Finding:
+    k = fit.pareto_k(draws=100)
+    level: Level = "fine" if k < 0.7 else "look"
+    text = f"Pareto k of the posterior of effects, composition and noise is {k:.1f}."
+    advice = ("" if level == "fine" else "Above 0.7 the draws are not the exact posterior's: rely on intervals as far as their "
+              "coverage was measured on held-out conditions.")  # fmt: skip
+    return Finding("nearness to the exact posterior", level, text, advice)
+
+
 def _leakage(fit: Fit) -> list[Finding]:
     background, responsive = fit.history["leakage_background"][-1], fit.history["leakage_responsive"][-1]
     first = Finding(
         "background leakage",
-        _level(background, 0.02, 0.1),
+        graded(background, 0.02, 0.1),
         f"conditions differ in the background latents by {100 * background:.1f} % of the variance between cells.",
         ""
         if background < 0.02
@@ -79,7 +141,7 @@ def _leakage(fit: Fit) -> list[Finding]:
     )
     second = Finding(
         "responsive leakage",
-        _level(responsive, 0.1, 0.3),
+        graded(responsive, 0.1, 0.3),
         f"{100 * responsive:.1f} % of the shift of z_r is made by the encoder, not by the effects.",
         "" if responsive < 0.1 else "Effects are behind what cells show: train longer or start warm.",
     )
@@ -108,7 +170,7 @@ def _convergence(fit: Fit) -> Finding:
             "the held-out loss rose again after its minimum.",
             "Fewer epochs or a lower learning rate.",
         )
-    return Finding("convergence", _level(last, 0.1, 1.0),
+    return Finding("convergence", graded(last, 0.1, 1.0),
                    "the held-out loss has levelled off." if last < 0.1 else "the held-out loss still moves.",
                    "" if last < 0.1 else "Train for more epochs.")  # fmt: skip
 

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..guides import GUIDES, Amortized, AmortizedGuide, Ensemble
 from ..guides.ensemble import restarts
 from ..screen import CONTROL, ConditionSummary, Screen
+from ..splits import validation_slice
 from ..story import PARTS, PerturbedVAE, Story
 from . import storage
 from .edges import edges_table
@@ -42,7 +43,8 @@ class Fit:
 
     trained: what every run left, one but for ensembles. genes (G,) of the output, active (G,) those with a count in
     training cells; library (cells,) of the training cells, batch_counts (conditions, batches); training: condition
-    summaries; known_targets: targets that may be asked for.
+    summaries, validation: of the cells that the first run kept out of training (None without any); known_targets: targets
+    that may be asked for.
     """
 
     model: PerturbedVAE
@@ -61,6 +63,7 @@ class Fit:
     library: NDArray[np.float32]
     scale: str
     training: ConditionSummary
+    validation: ConditionSummary | None
     notices: tuple[str, ...]
     versions: dict[str, str]
     date: str
@@ -148,8 +151,22 @@ class Fit:
 
         return fit_tree(self, draws, seed, conditions, genes, predictions)
 
+    def pareto_k(self, draws: int = 200, seed: int = 0, genes: int = 50) -> float:
+        """How far the posterior of the globals is from the exact one (Pareto k); above 0.7 its draws cannot be reweighted.
+
+        Locals are integrated out: the data are the pseudobulks of the trained conditions at the `genes` that they move most. See
+        `prediction.importance`.
+        """
+        from ..prediction.importance import pareto_k
+
+        return float(np.max([pareto_k(one, draws, seed, genes) for one in self.members]))
+
     def diagnose(self) -> tuple[Finding, ...]:
-        """Findings in words: whether the perturbation leaked, gates collapsed, training converged."""
+        """Findings in words, each with a level and what to do: own conditions, held-out cells, leakage, convergence, gates,
+        collapsed latents, restarts, how near the posterior is to the exact one, and what intervals of combinations rest on.
+
+        What is asked of a prediction, `Posterior.diagnose` answers.
+        """
         from .diagnosis import diagnose
 
         return diagnose(self)
@@ -233,6 +250,8 @@ class Fit:
         }  # fmt: skip
         storage.save_arrays(path / "screen.npz", arrays)
         storage.save_arrays(path / "training.npz", self.training.arrays())
+        if self.validation is not None:
+            storage.save_arrays(path / "validation.npz", self.validation.arrays())
         plain = (
             "seed",
             "targets",
@@ -266,11 +285,13 @@ class Fit:
             data[name] = tuple(data[name])
         arrays: dict[str, Any] = storage.load_arrays(path / "screen.npz")
         training = ConditionSummary.from_arrays(storage.load_arrays(path / "training.npz"))
+        kept = path / "validation.npz"
+        validation = ConditionSummary.from_arrays(storage.load_arrays(kept)) if kept.exists() else None
         members = data.pop("members")
         plan = restarts(data["guide"], data["seed"])
         runs = zip(_member_places(path, len(members)), plan, members, strict=True)
         trained = tuple(Trained.load(place, one.guide, facts) for place, one, facts in runs)
-        return cls(trained=trained, training=training, **arrays, **data)
+        return cls(trained=trained, training=training, validation=validation, **arrays, **data)
 
 
 def fit(
@@ -310,6 +331,7 @@ def fit(
         train(model, inner, one, settings, where, place, progress, name)
         for one, place, name in zip(plan, places, names, strict=True)
     )
+    _, held_out = validation_slice(inner, settings.validation, plan[0].seed)
     counts = np.zeros((len(screen.conditions), len(screen.batches)))
     np.add.at(counts, (screen.condition, screen.batch), 1.0)
     return Fit(
@@ -317,7 +339,8 @@ def fit(
         genes=np.asarray(screen.genes).astype(str), active=used, targets=screen.targets,
         known_targets=tuple(sorted({*screen.targets, *known_targets})), conditions=screen.conditions,
         design=np.asarray(screen.design, dtype=np.float32), batches=screen.batches, batch_counts=counts,
-        library=screen.library.astype(np.float32), scale=screen.scale, training=screen.summary(), notices=screen.notices,
+        library=screen.library.astype(np.float32), scale=screen.scale, training=screen.summary(),
+        validation=screen.cells(held_out).summary() if len(held_out) else None, notices=screen.notices,
         versions=versions(), date=date.today().isoformat(),
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from .recipe import Recipe, condition_seed
 if TYPE_CHECKING:
     from xarray import DataTree
 
+    from ..inference import Finding
     from ..summary import ConditionSummary
 
 Array = NDArray[np.float32]
@@ -163,6 +164,15 @@ class Posterior:
             out.epistemic[row, self.active] = mean.var(0).numpy() if self.n_draws > 1 else 0.0
             out.aleatoric[row, self.active] = (variance.mean(0) / cells).numpy()
         return out
+
+    def diagnose(self) -> tuple[Finding, ...]:
+        """How far the asked conditions are from what was trained, in words: levels fine, look, do not trust.
+
+        The numbers behind it: `prediction.extrapolation.distances`. What the fit itself is worth: `Fit.diagnose`.
+        """
+        from .extrapolation import diagnose
+
+        return diagnose(self)
 
     def _blocks(self, kind: Kind):  # type: ignore[no-untyped-def]
         _known(kind, TARGETS[:2])
