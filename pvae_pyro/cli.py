@@ -19,7 +19,7 @@ from pvae_pyro import outputs
 from pvae_pyro.errors import InputError
 
 if TYPE_CHECKING:
-    from pvae_pyro.inference import Fit
+    from pvae_pyro.inference import Finding, Fit
     from pvae_pyro.runs import Run
     from pvae_pyro.screen import ConditionSummary
 

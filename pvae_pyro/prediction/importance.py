@@ -36,7 +36,7 @@ def pareto_k(fit: Fit, draws: int = 200, seed: int = 0, genes: int = 50) -> floa
 
 
 def tail_shape(log_ratios: NDArray[np.float64]) -> float:
-    """Pareto k of importance ratios given as logs (draws,); 0 where all are the same, infinite where one outweighs all others."""
+    """Pareto k of importance ratios given as logs (draws,); 0 where all are the same."""
     if np.ptp(log_ratios) < 1e-9:
         return 0.0
     with np.errstate(all="ignore"):  # ratios that vanish beside the largest leave a tail without a scale
