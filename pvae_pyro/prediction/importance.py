@@ -36,9 +36,13 @@ def pareto_k(fit: Fit, draws: int = 200, seed: int = 0, genes: int = 50) -> floa
 
 
 def tail_shape(log_ratios: NDArray[np.float64]) -> float:
-    """Pareto k of importance ratios given as logs (draws,); 0 where all are the same."""
+    """Pareto k of importance ratios given as logs (draws,); 0 where all are the same, infinite where the
+    largest leave the others of the tail too small for a floating-point number."""
     if np.ptp(log_ratios) < 1e-9:
         return 0.0
+    tail = int(np.ceil(min(0.2 * len(log_ratios), 3 * len(log_ratios) ** 0.5)))
+    if np.sort(log_ratios)[-tail] < log_ratios.max() - 600:
+        return float("inf")
     with np.errstate(all="ignore"):  # ratios that vanish beside the largest leave a tail without a scale
         _, k = array_stats.psislw(log_ratios.max() - log_ratios)  # type: ignore[no-untyped-call]  # it takes minus logs
     k = float(np.asarray(k).item())

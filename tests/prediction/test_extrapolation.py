@@ -57,6 +57,7 @@ def test_pareto_k_tells_a_posterior_that_is_too_narrow() -> None:
         assert k(scale) == pytest.approx(1 - scale**2, abs=0.15)
     assert k(0.95) < 0.3
     assert tail_shape(100 * np.random.default_rng(0).standard_normal(200)) > 2  # one draw outweighs all others
+    assert tail_shape(1000 * np.random.default_rng(0).standard_normal(200)) == np.inf
 
 
 def test_ratios_are_of_the_draws_that_predictions_use(fitted: FitOf) -> None:
