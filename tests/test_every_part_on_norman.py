@@ -21,8 +21,8 @@ from pvae_pyro.story import PARTS, PerturbedVAE
 
 DATA = Path(os.environ.get("PVAE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "norman_cells.h5ad"
 SETTINGS: dict[str, dict[str, Any]] = {"ensemble": {"n": 2}, "fixed": {"edges": [[0, 1], [0, 2]]}}
-SITES = {"spike-slab": "gates", "horseshoe": "local_scale", "causal": "edge_gates", "bilinear": "pairing", "saturating": "capacity",
-         "negative-binomial": "noise", "on": "penetrance"}  # fmt: skip
+SITES = {"spike-slab": "gates", "horseshoe": "local_scale", "causal": "edge_gates", "bilinear": "pairing",
+         "saturating": "capacity", "negative-binomial": "noise", "on": "penetrance"}  # fmt: skip
 SWAPS = [(seam, name) for seam, names in PARTS.items() for name in names if seam != "effects"]
 CHOICES = [{"effects": e, "guide": g} for e, g in itertools.product(PARTS["effects"], GUIDES)] + [{s: n} for s, n in SWAPS]
 QUESTION = ["CEBPE+KLF1", "KLF1"]
@@ -72,7 +72,8 @@ def test_fits_two_epochs_and_predicts(choice: dict[str, str], tmp_path: Path) ->
     assert one.history["epoch"] == [0, 1, 2] and np.isfinite(one.history["loss"]).all()
     draws = predicted(one)
     assert np.isfinite(draws).all()
-    assert np.array_equal(draws, default()) == (one.model == PerturbedVAE(hidden=8) and choice.get("guide", "amortized") == "amortized")
+    is_default = read.model == PerturbedVAE(hidden=8) and choice.get("guide", "amortized") == "amortized"
+    assert np.array_equal(draws, default()) == is_default
     story, _ = one.members[0].modules()
     with poutine.block(), poutine.trace() as trace:
         story.globals()

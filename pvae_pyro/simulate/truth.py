@@ -114,6 +114,8 @@ def draw_truth(world: World, seed: int) -> Truth:
 
     combined = design.sum(axis=1) >= 2
     eta = _interactions(world, design, effects, kappa, stream(seed, "interactions"))
+    more = combined & (stream(seed, "synergy").random(len(design)) < world.synergy_share)
+    eta[more] += world.synergy * design[more].astype(np.float64) @ effects
     m = np.where(combined[:, None], world.scale, 1.0) * (design.astype(np.float64) @ effects) + eta
     latent_mean = _propagate(graph, m)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pvae_pyro.errors import InputError
 
-_SHARES = ("gate_probability", "edge_probability", "loading_probability", "escape")
+_SHARES = ("gate_probability", "edge_probability", "loading_probability", "escape", "synergy_share")
 _AT_LEAST_ONE = ("targets", "cells_per_condition", "controls", "genes", "batches", "responsive")
 _POSITIVE = ("saturation", "library_median", "dispersion", "interaction_floor")
 
@@ -50,6 +50,8 @@ class World:
     scale: float = 0.85  # combinations keep this share of the sum of their single effects
     interaction: float = 0.5  # kappa
     interaction_floor: float = 0.3  # h0
+    synergy_share: float = 0.0  # share of combinations that do far more than their rule says
+    synergy: float = 1.0  # what these add, as a multiple of the sum of their single effects
     # expression
     likelihood: Literal["negative_binomial", "gaussian"] = "negative_binomial"
     loading_probability: float = 0.5  # share of genes that a latent reaches
@@ -126,6 +128,12 @@ PRESETS: dict[str, World] = {
     "linear-gaussian": _LINEAR_GAUSSIAN,  # the model's own class, with exact condition means
     "scaled": dataclasses.replace(  # composition to be learnt from pairs
         _LINEAR_GAUSSIAN, scale=0.8, interaction=0.4, doubles=60
+    ),
+    "averaging": dataclasses.replace(  # a pair does the average of its singles
+        _LINEAR_GAUSSIAN, scale=0.5, doubles=80
+    ),
+    "synergy": dataclasses.replace(  # one pair in ten does twice the sum
+        _LINEAR_GAUSSIAN, synergy_share=0.1, doubles=80
     ),
     "nonlinear": dataclasses.replace(  # latents add, genes saturate: adding two measured means is wrong
         _LINEAR_GAUSSIAN,
