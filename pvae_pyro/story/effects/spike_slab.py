@@ -61,12 +61,12 @@ class SpikeSlab:
 
     def start(self, w: Tensor, sd: Tensor, scale: Tensor) -> tuple[dict[str, tuple[Tensor, Tensor | float | None]], Tensor]:
         """Gates by EM on the closed-form effects w (targets, latents) of sampling sd; see `inference.effect_start`."""
-        probability, rate = spike_slab_fit(w, sd.square())
+        beta = (self.strength * self.inclusion, self.strength * (1 - self.inclusion))
+        probability, rate = spike_slab_fit(w, sd.square(), beta)
         probability = probability.clamp(0.02, 0.999)
         slab = torch.where(probability > 0.3, w / probability.clamp_min(0.3), w)
         # given the gates pi_k is Beta(a, b), whose logit has these moments
-        a = self.strength * self.inclusion + probability.sum(0)
-        b = self.strength * (1 - self.inclusion) + (1 - probability).sum(0)
+        a, b = beta[0] + probability.sum(0), beta[1] + (1 - probability).sum(0)
         share, spread = torch.sigmoid(a.digamma() - b.digamma()), (a.polygamma(1) + b.polygamma(1)).sqrt()
         scale = scale / rate.sqrt()
         sites = {"gates": (probability, None), "inclusion": (share, spread), "effects": (slab, sd), "effect_scale": (scale, 0.05)}
