@@ -20,8 +20,8 @@ LEVEL = 0.95
 
 
 def judged(results: pd.DataFrame) -> pd.DataFrame:
-    """One row for each arm and quantity: simulations, whether the ECDF of its ranks stays inside the simultaneous band, how far it
-    leaves it, share of truths between the 5 % and 95 % rank, mean and sd of the z score of the truth (0 and 1 if normal)."""
+    """One row for each arm and quantity: simulations, whether the ECDF of its ranks stays inside the simultaneous band, how far
+    it leaves it, share of truths between the 5 % and 95 % rank, mean and sd of the z score of the truth (0 and 1 if normal)."""
     rows = []
     for (arm, what), part in results[results["metric"] == "rank"].groupby(["arm", "what"], sort=False):
         ranks = part.sort_values("seed")["value"].to_numpy()
