@@ -85,6 +85,10 @@ class Contrast:
         """P(|difference| > size) for each gene, (genes,)."""
         return np.asarray((np.abs(self.draws) > size).mean(axis=0))
 
+    def probability_positive(self, size: float = 0.0) -> Array:
+        """P(difference > size) for each gene, (genes,): of an interaction, that the combination does more than its parts."""
+        return np.asarray((self.draws > size).mean(axis=0))
+
 
 @dataclass(frozen=True, eq=False)
 class Posterior:

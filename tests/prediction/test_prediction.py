@@ -197,6 +197,8 @@ def test_contrast_is_the_difference_of_latent_draws(fitted: FitOf) -> None:
     np.testing.assert_allclose(low, np.quantile(found.draws, 0.1, axis=0), rtol=1e-5)  # float32
     np.testing.assert_allclose(high, np.quantile(found.draws, 0.9, axis=0), rtol=1e-5)
     np.testing.assert_allclose(found.probability_above(0.05), (np.abs(found.draws) > 0.05).mean(0))
+    below = (found.draws < -0.05).mean(0)
+    np.testing.assert_allclose(found.probability_positive(0.05) + below, found.probability_above(0.05), atol=1e-12)
     assert not posterior.contrast("T01", "T01").draws.any()
     np.testing.assert_array_equal(posterior.contrast("T01", "T02").draws, -posterior.contrast("T02", "T01").draws)
 
