@@ -11,17 +11,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from pvae_pyro import outputs
+from pvae_pyro.cli_scored import note_of, read_test
 from pvae_pyro.errors import InputError
 
 if TYPE_CHECKING:
-    from pvae_pyro.inference import Finding, Fit
-    from pvae_pyro.runs import Run
-    from pvae_pyro.screen import ConditionSummary
+    from pvae_pyro.inference import Finding
 
 app = typer.Typer(
     name="pvae-pyro",
@@ -164,7 +163,7 @@ def fit_command(
         "versions": versions(),
         "command": shlex.join(["pvae-pyro", *sys.argv[1:]]),
         "data": data.name,
-        "note": _note(data),
+        "note": note_of(data),
         "settings": settings,
     }
     writer.begin(facts, to_toml(to_dict(parts)), held_out)
@@ -282,9 +281,9 @@ def evaluate(
     from pvae_pyro.report import evaluate_run
 
     fit = Fit.load(opened.fit)
-    truth = opened.held_out() if test is None else _read_test(test, opened, fit)
+    truth = opened.held_out() if test is None else read_test(test, opened, fit)
     with outputs.staged(out) as (folder,):
-        note = _note(test) if test else opened.facts["note"]
+        note = note_of(test) if test else opened.facts["note"]
         report = evaluate_run(fit, truth, folder, seed=opened.settings["seed"], data_note=note)
         facts = {"run": run.name, "test": test.name if test else None, "seed": opened.settings["seed"]}
         outputs.write_marker(folder, REPORT_MARKER, REPORT_KIND, facts)
@@ -320,11 +319,11 @@ def compare(
     from pvae_pyro.inference import Fit
 
     fits = [Fit.load(run.fit) for run in opened]
-    truth = parts.shared_held_out(opened, names) if test is None else _read_test(test, opened[0], fits[0])
+    truth = parts.shared_held_out(opened, names) if test is None else read_test(test, opened[0], fits[0])
     if test is None:
         typer.echo(f"Held out by all {len(runs)} runs: {len(truth.conditions)} conditions.")
     found = compare_fits(dict(zip(names, fits, strict=True)), truth, draws=draws, seed=seed)
-    note = _note(test) if test else opened[0].facts["note"]
+    note = note_of(test) if test else opened[0].facts["note"]
     with outputs.staged(out) as (folder,):
         parts.write_comparison(found, folder, names, test, draws, seed, note)
     typer.echo(f"{found}\nThe comparison is in {out / 'comparison.md'}.")
@@ -391,37 +390,6 @@ def simulate(
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise InputError(f"the seed is {seed}; give a number from 0 to {2**32 - 1}.")
-
-
-def _note(path: Path) -> str:
-    """What a readable h5ad says of itself in uns["note"], up to a colon: simulated data is called so."""
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        note = file.get("uns/note")
-        text = note[()] if isinstance(note, h5py.Dataset) and note.shape == () else ""
-    return (text.decode(errors="replace") if isinstance(text, bytes) else str(text)).partition(":")[0].strip()
-
-
-def _read_test(path: Path, run: Run, fit: Fit) -> ConditionSummary:
-    """Measured summaries of a test file's perturbed conditions, read as the data of the run were."""
-    from pvae_pyro.labels import CONTROL, parse_request
-    from pvae_pyro.screen import Screen
-
-    asked: dict[str, Any] = {key: run.settings[key] for key in ("control_label", "separator", "layer")}
-    screen = Screen.from_anndata(path, run.settings["perturbation_key"], **asked, require_control=False)
-    if screen.scale != fit.scale:
-        raise InputError(
-            f"{path.name} holds {screen.scale} but the run was fitted to {fit.scale}; give a test file on the "
-            "same scale."
-        )
-    perturbed = [name for name in screen.conditions if name != CONTROL]
-    if not perturbed:
-        raise InputError(f"{path.name} holds no perturbed cells; give a test file with some to score on.")
-    parse_request(perturbed, fit.known_targets)
-    for notice in screen.notices:
-        typer.echo(notice)
-    return screen.restrict(perturbed).select_genes([str(gene) for gene in fit.genes]).summary()
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
