@@ -81,8 +81,8 @@ def main() -> None:
     for readme in READMES:
         text = readme.read_text()
         for name, one in made.items():
-            between = rf"(?<=<!-- calibration: {name} -->\n).*?(?=<!-- end -->)"
-            text = re.sub(between, lambda _, t=one: f"{t}\n", text, flags=re.S)
+            whole = rf"<!-- calibration: {name} -->\n.*?<!-- end -->"
+            text = re.sub(whole, lambda _, n=name, t=one: f"<!-- calibration: {n} -->\n{t}\n<!-- end -->", text, flags=re.S)
         readme.write_text(text)
     if results["arm"].str.contains("start:").any():
         figure(results, HERE / "widths.png")

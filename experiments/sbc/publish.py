@@ -77,8 +77,8 @@ def main() -> None:
     results = pd.read_csv(HERE / "results.csv")
     judgements = judged(results)
     readme = HERE / "README.md"
-    between = r"(?<=<!-- sbc -->\n).*?(?=<!-- end -->)"
-    readme.write_text(re.sub(between, lambda _: f"{table(judgements)}\n", readme.read_text(), flags=re.S))
+    whole = f"<!-- sbc -->\n{table(judgements)}\n<!-- end -->"
+    readme.write_text(re.sub(r"<!-- sbc -->\n.*?<!-- end -->", lambda _: whole, readme.read_text(), flags=re.S))
     figure(results, "low-rank", HERE / "ranks.png")
     print(judgements.round(3).to_string(index=False))
 
