@@ -405,3 +405,16 @@ def test_any_world_is_one_that_a_screen_can_read(preset: str, seed: int, **sizes
 def test_doctest() -> None:
     outcome = doctest.testmod(pvae_pyro.simulate)
     assert outcome.attempted > 0 and outcome.failed == 0
+
+
+def test_synergistic_combinations_add_their_sum_again() -> None:
+    world = {"targets": 8, "doubles": 20, "cells_per_condition": 2, "controls": 5, "genes": 10, "interaction": 0.0}
+    plain, some, every = (simulate("synergy", seed=3, synergy_share=share, **world).truth for share in (0.0, 0.5, 1.0))
+    pairs = plain.design.sum(1) == 2
+    np.testing.assert_allclose(plain.m, plain.design @ plain.effects, atol=1e-6)
+    np.testing.assert_allclose(every.m[pairs], 2 * plain.m[pairs], atol=1e-6)
+    np.testing.assert_array_equal(every.m[~pairs], plain.m[~pairs])
+    doubled = np.isclose(some.m, every.m).all(1)[pairs]
+    assert 3 < doubled.sum() < 17  # 20 draws of probability a half: outside with probability 0.3 %
+    # nothing else of the world moves
+    np.testing.assert_array_equal(plain.loadings_responsive, every.loadings_responsive)

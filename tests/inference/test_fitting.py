@@ -14,6 +14,7 @@ from anndata import AnnData
 
 from pvae_pyro.errors import InputError
 from pvae_pyro.inference import Fit, FitSettings, NotFinite, fit
+from pvae_pyro.inference.diagnosis import held_out_coverage
 from pvae_pyro.inference.svi import HISTORY, Trainer
 from pvae_pyro.screen import Screen, split_screen
 from pvae_pyro.simulate import SimulatedScreen
@@ -308,3 +309,19 @@ def test_what_cannot_be_fitted_is_refused(screen: ScreenOf) -> None:
         quick(data, MODEL.replace(likelihood=NegativeBinomial()))
     with pytest.raises(InputError, match="device"):
         fit(MODEL, data, device="tpu", progress=False)
+
+
+def test_held_out_cells_tell_noise_that_is_too_small(screen: ScreenOf) -> None:
+    data = screen(controls=300, cells_per_condition=40, genes=60)
+    one = quick(data, settings=FitSettings(epochs=3, validation=0.1))
+    assert one.validation is not None and set(one.validation.conditions) == set(data.conditions)
+    share = held_out_coverage(one)
+    assert share is not None and share > 0.84  # 0.9 less what a hundred draws and a tenth of the cells leave open
+    state = dict(one.state)
+    for name in ("guide.family.loc.noise", "story.decoder.background"):
+        state[name] = state[name] - 1.5 if "noise" in name else 0.1 * state[name]
+    narrow = dataclasses.replace(one, trained=(dataclasses.replace(one.trained[0], state=state),))
+    found = held_out_coverage(narrow)
+    assert found is not None and found < share - 0.1
+    assert next(f for f in narrow.diagnose() if f.topic == "calibration on held-out cells").level != "fine"
+    assert held_out_coverage(quick(data, settings=FitSettings(epochs=0, validation=0.0))) is None

@@ -299,3 +299,15 @@ def test_the_start_repeats_and_keeps_asked_sizes(screen: ScreenOf) -> None:
     # latents come by decreasing effect, since edges of the graph point that way
     size = ((first.scores * first.unit) ** 2).sum(0)
     assert (np.diff(size) <= 1e-9).all()
+
+
+def test_rates_follow_a_strong_prior_and_forget_a_weak_one() -> None:
+    rng = np.random.default_rng(0)
+    scores = torch.as_tensor(np.where(rng.random((400, 2)) < 0.6, rng.normal(0, 2.0, (400, 2)), 0) + rng.normal(0, 0.2, (400, 2)))
+    noise = torch.full_like(scores, 0.04)
+    found = {beta: spike_slab_fit(scores, noise, beta) for beta in ((1.0, 1.0), (2.0, 2.0), (1e6, 9e6))}
+    # 240 of 400 are open: the standard error of the rate is 0.025
+    assert (found[1.0, 1.0][1] - 0.6).abs().max() < 4 * 0.025
+    assert (found[2.0, 2.0][1] - found[1.0, 1.0][1]).abs().max() < 0.01
+    torch.testing.assert_close(found[1e6, 9e6][1], torch.full((2,), 0.1, dtype=scores.dtype), atol=1e-3, rtol=0)
+    assert (found[1e6, 9e6][0] <= found[1.0, 1.0][0] + 1e-9).all()  # a smaller rate opens no gate
