@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,7 @@ from pyro import poutine
 
 import pvae_pyro as pv
 from pvae_pyro.guides import Amortized
+from pvae_pyro.story import Story
 
 from ..run_arms import Rows
 from .quantities import fresh, values
@@ -30,7 +32,8 @@ def simulated(guide: Amortized, settings: pv.FitSettings, seed: int) -> Rows:
     truth = {name: torch.as_tensor(np.asarray(value)) for name, value in world.truth.sites.items()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block(), pyro.validation_enabled(False):
         torch.manual_seed(seed)
-        true = values(story, q, truth, fresh(random), world.screen)
+        with drawn_axes(story):
+            true = values(story, q, truth, fresh(random), world.screen)
         drawn = [values(story, q, q.sample_globals(), fresh(random), world.screen) for _ in range(DRAWS)]
     rows: Rows = []
     for name, value in true.items():
@@ -40,6 +43,17 @@ def simulated(guide: Amortized, settings: pv.FitSettings, seed: int) -> Rows:
         spread = max(float(draws.std(ddof=1)), 1e-12)
         rows += [(name, "rank", float(rank)), (name, "z", (value - float(draws.mean())) / spread)]
     return rows
+
+
+@contextmanager
+def drawn_axes(story: Story) -> Iterator[None]:
+    """Inside, the rule for pairs is in the axes in which the true weights were drawn, not in those of the start."""
+    own = {name: axis.clone() for name, axis in story.axes().items()}
+    for name, axis in story.model.composition.buffers(story.n_latents).items():
+        story.axes()[name].copy_(axis)
+    yield
+    for name, axis in own.items():
+        story.axes()[name].copy_(axis)
 
 
 def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:

@@ -22,10 +22,11 @@ from pvae_pyro.story import PerturbedVAE, Story
 TARGETS = [f"T{i}" for i in range(8)]
 PAIRS = ["+".join(p) for p in itertools.combinations(TARGETS, 2)]
 TRAINED, UNSEEN = PAIRS[::3][:10], PAIRS[1]
+# as many axes as latents: the start turns them, and only then is the prior of the rule the same in all axes
 PLAN = ScreenPlan({"control": 300} | dict.fromkeys(TARGETS, 60) | dict.fromkeys(TRAINED, 60), genes=30, loading=10.0, noise=3.0)
 FLOOR = 1000.0  # added to all values: files hold none below zero
 MODEL = pv.PerturbedVAE(
-    responsive=4, background=2, hidden=0, likelihood=pv.Gaussian(link="identity"), composition=pv.Bilinear(rank=2)
+    responsive=4, background=2, hidden=0, likelihood=pv.Gaussian(link="identity"), composition=pv.Bilinear(rank=4)
 )
 SETTINGS = pv.FitSettings(epochs=40, batch_size=256, loadings_rate=0.0, validation=0.0)
 

@@ -1,0 +1,43 @@
+"""The calibration check judges the fit, not itself: true quantities are those of the world that was drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pyro import poutine
+
+import pvae_pyro as pv
+from experiments.sbc.arms import drawn_axes
+from experiments.sbc.quantities import fresh, values
+from experiments.sbc.world import PLAN, SETTINGS, draw_world, fitted
+
+
+def test_true_shifts_are_those_that_cells_were_drawn_with() -> None:
+    world = draw_world(3)
+    story, guide = fitted(world, pv.Amortized(), 3, settings=pv.FitSettings(epochs=0, validation=0.0))
+    assert SETTINGS.epochs > 0 and torch.equal(story.effect_scale, torch.full((4,), PLAN.effect))
+    truth = {name: torch.as_tensor(np.asarray(value)) for name, value in world.truth.sites.items()}
+    with torch.no_grad(), poutine.block():
+        with drawn_axes(story):
+            g = guide.assemble(truth)
+        turned = guide.assemble(truth)
+        np.testing.assert_allclose(g.shift.numpy(), world.truth.shift, atol=1e-4)
+        # in the axes of the start the same weights mean other pairs, so this is no idle precaution
+        assert (turned.shift - g.shift).abs().max() > 0.01
+        eta = fresh(np.random.default_rng(0))
+        one = values(story, guide, truth, eta, world.screen)
+        with drawn_axes(story):
+            other = values(story, guide, truth, eta, world.screen)
+    assert one["norm of w"] == other["norm of w"]
+    assert one["shift of an unseen pair, one gene"] != other["shift of an unseen pair, one gene"]
+
+
+def test_log_likelihood_is_the_normal_density_of_the_cells() -> None:
+    """At the truth, against a dense covariance of one condition; the truth is more likely than noise twice as large."""
+    world = draw_world(4)
+    story, guide = fitted(world, pv.Amortized(), 4, settings=pv.FitSettings(epochs=0, validation=0.0))
+    truth = {name: torch.as_tensor(np.asarray(value)) for name, value in world.truth.sites.items()}
+    with torch.no_grad(), poutine.block(), drawn_axes(story):
+        true = values(story, guide, truth, fresh(np.random.default_rng(0)), world.screen)["log likelihood"]
+        loud = truth | {"noise": 2 * truth["noise"]}
+        assert true > values(story, guide, loud, fresh(np.random.default_rng(0)), world.screen)["log likelihood"] + 1000
