@@ -137,10 +137,10 @@ class Posterior:
 
         `quantiles_of`: kinds that get quantiles (default: all); they are as much work as all else.
         """
-        sorted_kinds = kinds if quantiles_of is None else quantiles_of
+        with_quantiles = kinds if quantiles_of is None else quantiles_of
         shape = (len(self.conditions), len(self.genes))
         out = {k: Summary(np.zeros(shape, np.float32), np.zeros(shape, np.float32),
-                          {q: np.zeros(shape, np.float32) for q in QUANTILES if k in sorted_kinds}) for k in kinds}  # fmt: skip
+                          {q: np.zeros(shape, np.float32) for q in QUANTILES if k in with_quantiles}) for k in kinds}  # fmt: skip
         for chosen, latent, measured in self.recipe.blocks():
             for kind in kinds:
                 block = (latent if kind == "latent_mean" else measured).numpy()

@@ -74,8 +74,10 @@ def test_a_saved_fit_gives_the_same_draws(fitted: Fit, tmp_path: Path) -> None:
     for one, other in zip(fitted.trained, again.trained, strict=True):
         assert (one.guide, one.seed, one.n_cells) == (other.guide, other.seed, other.n_cells)
         assert torch.equal(one.controls, other.controls) and torch.equal(one.start_controls, other.start_controls)
-    for name, values in fitted.training.arrays().items():
-        np.testing.assert_array_equal(values, again.training.arrays()[name])
+    assert fitted.validation is not None and again.validation is not None
+    for one, other in ((fitted.training, again.training), (fitted.validation, again.validation)):
+        for name, values in one.arrays().items():
+            np.testing.assert_array_equal(values, other.arrays()[name])
     assert again.effects_table(5).equals(fitted.effects_table(5))
     assert not list((tmp_path / "run").glob("*.p*kl*"))
 

@@ -112,7 +112,8 @@ def test_untrained_targets_have_the_moments_of_the_prior(fitted: FitOf) -> None:
     latent = posterior.draws("latent_mean").astype(np.float64)
     new, seen = latent[:, 0] - latent[:, 2], latent[:, 1] - latent[:, 2]
     assert (np.abs(np.median(new, 0)) < np.abs(new).mean(0)).all()
-    assert new.std(0).mean() > 1.5 * seen.std(0).mean()  # draws of w scatter by its prior, not by its sampling noise
+    # the sd of 150 draws has a relative error of 6 %, a ratio of two 8 %: apart by 4.5 of these in every single gene's mean
+    assert new.std(0).mean() > (1 + 4.5 * 0.08) * seen.std(0).mean()
 
 
 def brute_variance(posterior: Posterior, row: int, draw: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
