@@ -29,7 +29,7 @@ def values(
     for name in UNSEEN.split("+"):
         unseen[0, TARGETS.index(name)] = 1.0
     composed = story.compose(shared, unseen)[0]
-    width = part.latent_width(shared["kappa"], story.effect_scale, unseen, w)[0]
+    width = part.latent_width(shared["kappa"], story.typical, unseen, w)[0]
     surprise = (part.surprise_spread * eta["surprise"]).exp()
     pair = composed * (1 + part.stretch * eta["stretch"]) + surprise * width * eta["interaction"]
     pushed = carried(story.decoder.responsive, g.graph, story.order)

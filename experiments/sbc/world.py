@@ -79,6 +79,7 @@ def fitted(world: World, guide: Amortized, seed: int, model: PerturbedVAE = MODE
         amortized = guide.build(story)
         apply_start(known_start(world, model), story, amortized)
         story.effect_scale.fill_(PLAN.effect)  # the start moved the centres of priors: back to those that were drawn from
+        story.typical.fill_(PLAN.effect)
         story.noise_start.fill_(PLAN.noise)
         amortized.family.follow_prior("effect_scale")
         story.decoder.requires_grad_(False)

@@ -138,7 +138,7 @@ class AmortizedGuide(nn.Module):
         story = self.story
         design = story.design[story.combinations]
         composed = story.compose(shared, design) * (1 + stretch.unsqueeze(-1))
-        width = story.model.interaction.latent_width(shared["kappa"], story.effect_scale, design, shared["effects"])
+        width = story.model.interaction.latent_width(shared["kappa"], story.typical, design, shared["effects"])
         prior, cells = (width * surprise.unsqueeze(-1)).square(), (2 * self.combination_log_scale).exp()
         share = prior / (prior + cells)
         return share * (self.combination_loc - composed), (share * cells).sqrt()

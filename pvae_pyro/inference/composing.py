@@ -53,7 +53,7 @@ class ComposedStart:
 
 def composition_sites(story: Story) -> list[Site]:
     """Sites of the composition, in order."""
-    return read_sites(lambda: story.model.composition.sample(story.plates(), story.effect_scale))
+    return read_sites(lambda: story.model.composition.sample(story.plates(), story.typical))
 
 
 def start_composition(story: Story, data: Shifts) -> ComposedStart:
@@ -169,14 +169,14 @@ def _parts(story: Story, data: Shifts, sites: list[Site], u: list[Tensor], log_w
     total = (data.design @ data.singles).square().sum(1).clamp_min(1e-12)
     factor2 = composed.square().sum(1) / total
     kappa = log_width.exp().expand(story.n_latents)
-    width = interaction.latent_width(kappa, story.effect_scale, data.design, data.singles)
+    width = interaction.latent_width(kappa, story.typical, data.design, data.singles)
     surprise2 = math.exp(2 * interaction.surprise_spread**2)  # mean square of a factor whose median is 1
     noise = data.variance + factor2.unsqueeze(1) * (data.design.square() @ data.singles_variance)
     drawn = surprise2 * width.square()
     features = None
     if weights is not None and hasattr(part, "features"):
         features = part.features(every | {"basis": torch.eye(len(weights))}, data.design, data.singles, story.unit)
-    strength = values.get("pairing_scale", torch.ones(())) * story.effect_scale
+    strength = values.get("pairing_scale", torch.ones(())) * story.typical
     return _Parts(data.shifts - composed, noise + drawn, drawn, composed, features, strength)
 
 
@@ -217,7 +217,7 @@ def _stated(story: Story, sites: list[Site], u: list[Tensor]) -> tuple[dict[str,
         data[site.name] = site.support(one)
         log_jacobian = log_jacobian + site.support.log_abs_det_jacobian(one, data[site.name]).sum()
     with torch.random.fork_rng(devices=[]), poutine.block(), poutine.trace() as trace, poutine.condition(data=data):
-        values = story.model.composition.sample(story.plates(), story.effect_scale)
+        values = story.model.composition.sample(story.plates(), story.typical)
     return values, trace.trace.log_prob_sum(lambda name, node: name in data) + log_jacobian
 
 

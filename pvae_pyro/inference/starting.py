@@ -32,6 +32,7 @@ def apply_start(start: Start, story: Story, guide: AmortizedGuide) -> None:
     start = of_responding(start, rate.double().numpy())
     put(story.unit, start.unit)
     put(story.effect_scale, start.scale)
+    put(story.typical, start.scale)
     put(story.noise_start, start.noise)
     put(story.spread, start.outside)
     put(story.level, start.level)
@@ -126,7 +127,7 @@ def _with_unmeasured(
     factor = torch.where(combined & (total.square().sum(1) > 1e-9), factor, torch.ones_like(factor))
     rows = combined & (design[:, ~known] != 0).any(1)
     left = scores[rows] / factor[rows].unsqueeze(1) - total[rows]
-    weight = 1 / (variance[rows].mean(1) + 0.25 * story.effect_scale.square().mean())
+    weight = 1 / (variance[rows].mean(1) + 0.25 * story.typical.square().mean())
     w = singles.clone()
     w[~known] = _least_squares(design[rows][:, ~known], left, weight)
     return w
@@ -142,6 +143,12 @@ def _combinations(  # type: ignore[no-untyped-def]
     family.follow_prior("kappa")
     for name, (value, sd) in composition.sites.items():
         family.place(name, value, sd)
+    # SVI of these would widen intervals that are right: factors of w and of widths, weights and their scale are independent in
+    # the guide. What no combination informs, weights included, stays at the prior
+    learnt = composition.kappa is not None
+    for name in ("kappa", *(site.name for site in composition_sites(story))):
+        if not (learnt and name == WEIGHTS):
+            family.hold(name)
     if composition.kappa is None and WEIGHTS in family.sites:
         log.info(
             "Too few combinations were trained to learn a rule for pairs: what they do beyond saturating addition "
@@ -156,7 +163,3 @@ def _combinations(  # type: ignore[no-untyped-def]
         guide.stretch_loc[measured[rows]] = composition.stretch
         guide.stretch_log_scale.fill_(math.log(max(0.5 * part.stretch, 1e-3)))
         family.place("kappa", *composition.kappa)
-        # SVI of these would widen intervals that are right: factors of w and of widths are independent in the guide
-        for name in ("kappa", *composition.sites):
-            if name != WEIGHTS:
-                family.hold(name)

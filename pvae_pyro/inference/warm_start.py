@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,7 +50,8 @@ class Start:
 def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) -> Start:
     """Estimate everything that has a closed form from these training cells of the screen.
 
-    1. Condition means and batch effects by least squares; within-condition covariance as diagonal plus low rank.
+    1. Condition means and batch effects by least squares; within-condition covariance as diagonal plus low rank. The control
+       mean is then told from all conditions (`_told_control`): its noise is in every shift, and a pair would count it twice.
     2. Shifts, whitened by it and weighted by sqrt(cells), shrunk by optimal singular-value shrinkage, which picks the rank.
     3. Shrunk shifts carried to the predictor's scale by inverting the likelihood's mean, reduced to the same rank, rotated.
     """
@@ -61,6 +62,7 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     control = screen.conditions.index(CONTROL)
     others = [i for i in range(len(screen.conditions)) if i != control]
     n_cells = np.bincount(condition, minlength=len(screen.conditions)).astype(float)
+    variation = _told_control(variation, control, n_cells)
     mean0 = _control_mean(variation, control)
     shrunk = shrink(
         variation.whiten(variation.means[others] - mean0), n_cells[others], np.ones(screen.n_genes)
@@ -130,6 +132,23 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
         variation=variation,
         penetrance=_penetrance(model, screen, rows, variation),
     )
+
+
+def _told_control(variation: CellVariation, control: int, n_cells: Array) -> CellVariation:
+    """The same with the control mean less the posterior mean of its own noise.
+
+    Whitened shifts are y_p = m_p + e_p - e_0 with e_p ~ Normal(0, 1/n_p): correlated rows, noise covariance
+    R = diag(1/n_p) + 1/n_0. m is what optimal shrinkage keeps of R^(-1/2) y; what is left tells e_0, given its prior.
+    """
+    others = np.arange(len(n_cells)) != control
+    n, n0 = n_cells[others], n_cells[control]
+    y = variation.whiten(variation.means[others] - variation.means[control])
+    root = np.linalg.cholesky(np.diag(1 / n) + 1 / n0)
+    kept = root @ shrink(np.linalg.solve(root, y), np.ones(len(n)), np.ones(y.shape[1])).shifts
+    noise = -(n @ (y - kept)) / (n0 + n.sum())
+    means = variation.means.copy()
+    means[control] -= variation.unwhiten(noise[None])[0]
+    return replace(variation, means=means)
 
 
 def _penetrance(

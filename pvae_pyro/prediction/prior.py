@@ -184,6 +184,7 @@ def _planned(model: PerturbedVAE, plan: ScreenPlan, layout: Layout, seed: int) -
     counts, level = model.likelihood.observes == "counts", float(np.log1p(1e4 / n_genes))
     story.level.fill_(level)
     story.effect_scale.fill_(plan.effect)
+    story.typical.fill_(plan.effect)
     story.noise_start.fill_(plan.noise**-2 if counts else plan.noise)
     story.spread.fill_(plan.noise)
     story.decoder.responsive.copy_(axes[:latents])

@@ -180,7 +180,7 @@ class Recipe:
         design = self.design[row, present].unsqueeze(0)
 
         def of_draw(shared: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-            width = part.latent_width(shared["kappa"], story.effect_scale, design, shared["effects"])
+            width = part.latent_width(shared["kappa"], story.typical, design, shared["effects"])
             v = story.noise_variance(shared["log_variance"], design)
             return story.compose(shared, design)[0], width[0], v[0]
 

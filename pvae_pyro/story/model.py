@@ -117,6 +117,7 @@ class Story(nn.Module):
 
     design: Tensor
     effect_scale: Tensor
+    typical: Tensor
     noise_start: Tensor
     level: Tensor
     spread: Tensor
@@ -130,7 +131,8 @@ class Story(nn.Module):
         self.model, self.n_cells = model, n_cells
         self.decoder = Decoder(n_batches, responsive, model.background, n_genes)
         self.register_buffer("design", design)  # (conditions, targets)
-        self.register_buffer("effect_scale", torch.ones(responsive))  # typical size of an effect, per latent
+        self.register_buffer("effect_scale", torch.ones(responsive))  # what the effect prior calls its scale, per latent
+        self.register_buffer("typical", torch.ones(responsive))  # typical size of an effect, of targets without one, too
         self.register_buffer("noise_start", torch.ones(n_genes))  # centre of the noise prior
         self.register_buffer("level", torch.ones(n_genes))  # control mean of a gene on the log scale
         self.register_buffer(
@@ -168,7 +170,7 @@ class Story(nn.Module):
                 "log_variance", dist.Normal(torch.zeros_like(w), self.model.variance_spread)
             )  # v(u), shrunk to v(0) = 1
         kappa = self.model.interaction.sample(plates, like)
-        composition = self.model.composition.sample(plates, like)
+        composition = self.model.composition.sample(plates, self.typical)
         penetrance = self.model.penetrance.sample(plates, like)
         noise = self.model.likelihood.sample(plates, self.noise_start)
         free = getattr(self.model.alignment, "sample", None)
@@ -188,7 +190,7 @@ class Story(nn.Module):
     def interact(self, shared: dict[str, Any], design: Tensor, composed: Tensor) -> tuple[Tensor, Tensor]:
         """State what these rows do beyond `composed` (combinations, latents): eta, alike, and the residual r (.., genes)."""
         part, n = self.model.interaction, len(design)
-        width = part.latent_width(shared["kappa"], self.effect_scale, design, shared["effects"])
+        width = part.latent_width(shared["kappa"], self.typical, design, shared["effects"])
         surprise, eta = width.new_ones(n), torch.zeros_like(width)
         r = width.new_zeros(n, len(self.spread))
         with pyro.plate("combinations", n, dim=-1):

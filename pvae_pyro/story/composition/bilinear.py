@@ -34,7 +34,7 @@ class Bilinear(Saturating):
 
     rank: int = 16
     bias: float = 0.2
-    pairing: float = 2.5
+    pairing: float = 3.0
     pairing_spread: float = 0.25
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ class Interaction:
     A width or spread of 0 takes its site out of the program: no `interaction`, `stretch`, `residual`, kappa or surprise fixed.
     """
 
-    width: float = 0.75
+    width: float = 0.9
     width_spread: float = 0.25
     growth: float = 0.0
     stretch: float = 0.15
