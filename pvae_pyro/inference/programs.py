@@ -14,6 +14,8 @@ from .matching import Floats, loadings
 if TYPE_CHECKING:
     from .fitting import Fit
 
+NO_EFFECT = 1e-6  # control-cell sds
+
 
 @dataclass(frozen=True, eq=False)
 class Programs:
@@ -23,7 +25,8 @@ class Programs:
     inclusion: (T, K) probability of the hard gate; 1 without gates
     loadings:  (K, G) sds of a gene's cells for one control-cell sd of the latent
 
-    The sign of a latent says nothing by itself: each is turned so that the target with the largest effect has a positive one.
+    The sign of a latent says nothing by itself: each is turned so that the target with the largest effect has a positive one (the
+    largest loading, where no target has an effect).
     """
 
     targets: tuple[str, ...]
@@ -43,8 +46,8 @@ class Programs:
             for name in ("mean", "inclusion")
         )
         effects, loaded = effects * unit, loadings(fit) / unit[:, None]
-        strongest = effects[np.abs(effects).argmax(axis=0), np.arange(effects.shape[1])]
-        turn = np.where(strongest < 0, -1.0, 1.0)
+        largest = _extreme(effects.T)
+        turn = np.where(np.where(np.abs(largest) > NO_EFFECT, largest, _extreme(loaded)) < 0, -1.0, 1.0)
         genes = np.asarray(fit.genes)[fit.active]
         return cls(fit.targets, genes, effects * turn, inclusion, loaded * turn[:, None])
 
@@ -73,3 +76,8 @@ class Programs:
             genes = [", ".join(self.strongest_genes(k, top, raised)) for raised in (True, False)]
             rows.append((k, self.size[k], share[k], self.inclusion[:, k].mean(), ", ".join(named), *genes))
         return pd.DataFrame(rows, columns=["latent", "size", "share", "inclusion", "targets", "raised", "lowered"])
+
+
+def _extreme(rows: Floats) -> Floats:
+    """The entry of largest size of each row."""
+    return np.asarray(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])
