@@ -6,7 +6,7 @@ Odd pairs are kept one by one, since arms are compared pair by pair; of even pai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 import pvae_pyro as pv
 from pvae_pyro.evaluation.scores import parity
 
-from ..calibration.arms import OFF
 from ..run_arms import Rows
 from ..swap.arms import _norman, _simulated, pair_scores
 from .noise_site import NoiseSite, expected_at
@@ -50,7 +49,7 @@ def variants() -> dict[str, Arm]:
         ("graph", "modulated", pv.ModulatedGraph()),
         ("effects", "spike-slab", pv.SpikeSlab()),
         ("effects", "normal", pv.NormalEffects()),
-        ("interaction", "off", OFF),
+        ("interaction", "off", pv.presets.OFF),
     ]
     named |= {f"{part}: {name}": Arm({part: one}) for part, name, one in swaps if one != getattr(default, part)}
     sizes = [(2, 8), (7, 28), (14, 61), (PAPER["responsive"], PAPER["background"]), (53, 52), (85, 20)]
@@ -58,7 +57,7 @@ def variants() -> dict[str, Arm]:
     named |= {"start: random": Arm(warm_start=False), "noise as the site": Arm(noise_site=True)}
     named |= {"noise as the site, start: random": Arm(noise_site=True, warm_start=False)}
     published: dict[str, Any] = {"effects": pv.NormalEffects(), "graph": pv.ModulatedGraph(), "composition": pv.Additive()}
-    published |= {"interaction": OFF, "alignment": pv.Pairwise(), **PAPER}
+    published |= {"interaction": pv.presets.OFF, "alignment": pv.Pairwise(), **PAPER}
     named["as in the paper"] = Arm(published, noise_site=True, warm_start=False)
     none = published | {"alignment": pv.NoAlignment()}
     return named | {"as in the paper, alignment: none": Arm(none, noise_site=True, warm_start=False)}
@@ -84,16 +83,18 @@ def run(arm: Arm, smoke: bool, seed: int) -> Rows:
 
 
 def fitted(arm: Arm, train: pv.Screen, seed: int, epochs: int | None = None) -> pv.Fit:
-    """One fit with the default settings but for what the arm changes."""
-    model, short = pv.PerturbedVAE(**arm.parts), {} if epochs is None else {"epochs": epochs}
-    guide = None
+    """One fit with the default settings but for what the arm changes; random starts have the step sizes of `FROM_RANDOM`."""
+    model, guide, settings = pv.PerturbedVAE(**arm.parts), None, pv.FitSettings()
     if arm.noise_site or not arm.warm_start:
         start = pv.fit(model, train, settings=pv.FitSettings(epochs=0), seed=seed, progress=False)
         expected = expected_at(start)
         # a random start would take another number of latents, and two things would differ
         model = model.replace(responsive=expected.shape[1])
         guide = NoiseSite(expected=expected if arm.warm_start else None) if arm.noise_site else None
-    settings = pv.FitSettings(warm_start=arm.warm_start, **short)
+    if not arm.warm_start:
+        settings = pv.presets.FROM_RANDOM
+    if epochs is not None:
+        settings = replace(settings, epochs=epochs)
     return pv.fit(model, train, guide=guide, settings=settings, seed=seed, progress=False)
 
 
