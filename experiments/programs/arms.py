@@ -25,6 +25,7 @@ from .biology import (
 )
 
 LATENTS, FITS, NAMED, DRAWS = 8, 4, 6, 100
+ALL = 30  # of so few targets all are written, for the figure
 
 
 def run(name: str, own_genes: bool, resample: bool, settings: pv.FitSettings, fits: int, seed: int) -> Rows:
@@ -53,7 +54,7 @@ def named(programs: Programs) -> Rows:
         values = {"size": float(size), "share": float(share[k]), "inclusion": float(programs.inclusion[:, k].mean()),
                   "one_sign": max(positive, 1 - positive)}  # fmt: skip
         rows += [(f"latent {k}", metric, value) for metric, value in values.items()]
-        for target in programs.strongest_targets(k, NAMED):
+        for target in programs.strongest_targets(k, len(programs.targets) if len(programs.targets) <= ALL else NAMED):
             i = programs.targets.index(target)
             rows += [(f"latent {k}, target {target}", "effect", float(programs.effects[i, k])),
                      (f"latent {k}, target {target}", "inclusion", float(programs.inclusion[i, k]))]  # fmt: skip
