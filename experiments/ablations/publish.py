@@ -15,7 +15,7 @@ from pvae_pyro.evaluation.differences import sentences
 
 from .arms import DEFAULT, METRICS
 from .claims import claim_table
-from .differences import differences
+from .differences import STRATUM, differences
 
 HERE = Path(__file__).parent
 FIGURE = "ablations.png"
@@ -99,7 +99,7 @@ def draw(found: pd.DataFrame, path: Path) -> None:
 def tables(results: pd.DataFrame) -> dict[str, str]:
     """Every table by the name of its marker."""
     found = differences(results)
-    told = "\n".join(f"- {text}" for text in sentences(found))
+    told = "\n".join(f"- {text.split(f'({STRATUM}) ', 1)[-1]}" for text in sentences(found))
     return {"claims": claim_table(results), "odd": odd_table(results, found), "sentences": told,
             "even": even_table(results), "fits": fit_table(results)}  # fmt: skip
 
