@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..filling import markdown
 from .arms import PAPER
 from .differences import differences
 
@@ -37,7 +38,7 @@ COLLAPSING = ("alignment: none", "as in the paper, alignment: none", "sizes: 53 
 
 def claim_table(results: pd.DataFrame) -> str:
     """Markdown: each claim that both arms were run for, published and found, with a verdict by the paired interval."""
-    lines = ["| claim | published, RMSE | here, L2 (95 %) | holds here |", "|---|---|---|---|"]
+    rows = []
     for claim in CLAIMS:
         found = differences(results, claim.reference, (claim.arm,))
         if not len(found):
@@ -45,15 +46,14 @@ def claim_table(results: pd.DataFrame) -> str:
         row = found[found["metric"] == "l2"].iloc[0]
         change, low, high = (100 * row[name] / row["reference_value"] for name in ("difference", "low", "high"))
         holds = abs(change) <= FLAT if claim.flat else row["outcome"] == "worse"
-        lines.append(
-            f"| {claim.text} | {claim.published:+.1f} % | {change:+.1f} % ({low:+.1f} to {high:+.1f}) | {_word(holds)} |"
-        )
+        here = f"{change:+.1f} % ({low:+.1f} to {high:+.1f})"
+        rows.append([claim.text, f"{claim.published:+.1f} %", here, _word(holds)])
     for arm in COLLAPSING:
         share = used(results, arm)
         if share == share:
-            text = f"z_b collapses with {arm!r}"
-            lines.append(f"| {text} | KL to 0 | {100 * share:.0f} % of its latents in use | {_word(share < COLLAPSED)} |")
-    return "\n".join(lines)
+            found_share = f"{100 * share:.0f} % of its latents in use"
+            rows.append([f"z_b collapses with {arm!r}", "KL to 0", found_share, _word(share < COLLAPSED)])
+    return markdown(["claim", "published, RMSE", "here, L2 (95 %)", "holds here"], rows)
 
 
 def used(results: pd.DataFrame, arm: str) -> float:

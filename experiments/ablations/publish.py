@@ -13,6 +13,7 @@ import pandas as pd
 
 from pvae_pyro.evaluation.differences import sentences
 
+from ..filling import fill, markdown
 from .arms import DEFAULT, METRICS
 from .claims import claim_table
 from .differences import STRATUM, differences
@@ -36,36 +37,34 @@ def value(results: pd.DataFrame, arm: str, what: str, metric: str) -> float:
 def odd_table(results: pd.DataFrame, found: pd.DataFrame) -> str:
     """Scores of the default, and differences of every arm from it with their 95 % intervals."""
     names = [f"{TITLES[m]}{'' if m == 'coverage_90' else ', change'}" for m in METRICS]
-    lines = [f"| odd pairs | seeds | {' | '.join(names)} | matters |", f"|---|---|{'---|' * len(METRICS)}---|"]
     cells = [f"{value(results, DEFAULT, 'model, odd pairs', m):.{DIGITS[m]}f}" for m in METRICS]
     seeds = results[results["arm"] == DEFAULT]["seed"].nunique()
-    lines.append(f"| {DEFAULT} | {seeds} | {' | '.join(cells)} | |")
+    rows = [[DEFAULT, str(seeds), *cells, ""]]
     for arm, part in found.groupby("method", sort=False):
         by = part.set_index("metric")
         cells = [_change(by, m) for m in METRICS]
-        lines.append(f"| {arm} | {by['seeds'].iloc[0]} | {' | '.join(cells)} | {_matters(by)} |")
-    return "\n".join(lines)
+        rows.append([str(arm), str(by["seeds"].iloc[0]), *cells, _matters(by)])
+    return markdown(["odd pairs", "seeds", *names, "matters"], rows)
 
 
 def even_table(results: pd.DataFrame) -> str:
     """What a choice would be made by: L2 and CRPS of even pairs, of the trained model and of its start."""
     columns = [(f"{method}, even pairs", m) for method in ("model", "warm start") for m in ("l2", "crps")]
     titles = [f"{TITLES[m]}{', warm start' if 'start' in what else ''}" for what, m in columns]
-    lines = [f"| even pairs | {' | '.join(titles)} |", f"|---|{'---|' * len(columns)}"]
-    for arm in dict.fromkeys(results["arm"]):
-        cells = [_number(value(results, arm, what, m), DIGITS[m]) for what, m in columns]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [arm, *(_number(value(results, arm, what, m), DIGITS[m]) for what, m in columns)] for arm in dict.fromkeys(results["arm"])
+    ]
+    return markdown(["even pairs", *titles], rows)
 
 
 def fit_table(results: pd.DataFrame) -> str:
     """What became of background and effects in training, and the seconds of an arm (one thread, shared core)."""
-    lines = [f"| fit | {' | '.join(FIT.values())} | seconds |", f"|---|{'---|' * len(FIT)}---|"]
+    rows = []
     for arm in dict.fromkeys(results["arm"]):
         cells = [_number(value(results, arm, "fit", m), 0 if m in ("responsive", "background") else 3) for m in FIT]
         seconds = results[results["arm"] == arm].groupby("seed")["seconds"].first().mean()
-        lines.append(f"| {arm} | {' | '.join(cells)} | {seconds:.0f} |")
-    return "\n".join(lines)
+        rows.append([arm, *cells, f"{seconds:.0f}"])
+    return markdown(["fit", *FIT.values(), "seconds"], rows)
 
 
 def draw(found: pd.DataFrame, path: Path) -> None:
@@ -104,16 +103,6 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
             "even": even_table(results), "fits": fit_table(results)}  # fmt: skip
 
 
-def filled(text: str, results: pd.DataFrame) -> str:
-    """The README with every table made anew."""
-    for name, made in tables(results).items():
-        mark = f"<!-- ablations: {name} -->"
-        assert mark in text, f"README.md has no place for the table {name!r}"
-        before, after = text.split(mark)
-        text = f"{before}{mark}\n{made}\n<!-- end -->{after.split('<!-- end -->', 1)[1]}"
-    return text
-
-
 def _change(by: pd.DataFrame, metric: str) -> str:
     row, digits = by.loc[metric], DIGITS[metric]
     ends = "-" if np.isnan(row["low"]) else f"{row['low']:+.{digits}f} to {row['high']:+.{digits}f}"
@@ -134,8 +123,8 @@ def _number(number: float, digits: int) -> str:
 
 def main() -> None:
     """Fill the README and draw the figure."""
-    results, readme = pd.read_csv(HERE / "results.csv"), HERE / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
+    results = pd.read_csv(HERE / "results.csv")
+    fill(HERE / "README.md", "ablations", tables(results))
     found = differences(results)
     if len(found):
         draw(found, HERE / FIGURE)
