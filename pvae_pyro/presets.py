@@ -114,7 +114,7 @@ def sams_vae(latents: int = LATENTS, nonzero: float = 2.0) -> Preset:
     """SAMS-VAE (arXiv 2311.02794): z_r = eps + sum_p u_p (M_p * E_p), E ~ Normal(0, 1), M ~ Bernoulli(nonzero / latents).
 
     Exactly additive in the latents in every draw; no graph, no interaction, v(u) = 1. There pi = 0.01 of 200 latents. The rate of
-    the gates is that of a Beta so narrow that it is fixed. Its negative-binomial likelihood: `preset.model.replace(likelihood=...)`.
+    the gates is that of a Beta so narrow that it is fixed. There the likelihood is negative binomial: `model.replace` swaps it.
     """
     effects = SpikeSlab(inclusion=_share(nonzero, latents), strength=1e4)
     return Preset(_additive(latents, effects=effects))
