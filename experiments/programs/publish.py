@@ -65,7 +65,8 @@ def stability(results: Results) -> str:
     for arm in ARMS:
         cells = [results.value(arm, what, "loadings_cosine") for what in (*MATCHED, "random rotation")]
         cells += [results.value(arm, what, "effects_correlation") for what in (*MATCHED[:2], "random rotation")]
-        above, possible, agreed = (results.value(arm, "edges", m) for m in ("above 0.5 in the first fit", "possible", "identified"))
+        counts = ("above 0.5 in the first fit", "possible", "identified")
+        above, possible, agreed = (results.value(arm, "edges", metric) for metric in counts)
         rows.append([arm, *(f"{v:.2f}" for v in cells), f"{above:.0f} of {possible:.0f}", f"{agreed:.0f}"])
     return markdown(head, rows)
 
