@@ -28,13 +28,17 @@ LATENTS, FITS, NAMED, DRAWS = 8, 4, 6, 100
 ALL = 30  # of so few targets all are written, for the figure
 
 
-def run(name: str, own_genes: bool, resample: bool, settings: pv.FitSettings, fits: int, seed: int) -> Rows:
-    """Four fits as an ensemble: the first is the plain fit with this seed, whose programs are named."""
+def run(
+    name: str, model: pv.PerturbedVAE, guide: pv.Ensemble, settings: pv.FitSettings, seed: int, own_genes: bool = True
+) -> Rows:
+    """Four fits as an ensemble: the first is the plain fit with this seed, whose programs are named.
+
+    `own_genes`: whether the transcripts of the targets are among the genes.
+    """
     screen = screen_of(name)
     if not own_genes:
         screen = screen.select_genes([str(g) for g in screen.genes if str(g) not in screen.targets])
-    guide = pv.Ensemble(n=fits, resample=resample)
-    fit = pv.fit(pv.PerturbedVAE(responsive=LATENTS), screen, guide=guide, settings=settings, seed=seed, progress=False)
+    fit = pv.fit(model, screen, guide=guide, settings=settings, seed=seed, progress=False)
     programs = [Programs.of(one, DRAWS) for one in fit.members]
     rows = named(programs[0]) + stability.rows(programs) + edges(fit)
     for i, one in enumerate(programs):
@@ -108,9 +112,12 @@ def measured(fit: pv.Fit) -> Rows:
 def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
     """Every arm by name; `smoke` shortens training and takes two fits, nothing else."""
     settings, fits = (pv.FitSettings(epochs=1), 2) if smoke else (pv.FitSettings(), FITS)
+    model, again = pv.PerturbedVAE(responsive=LATENTS), pv.Ensemble(n=fits)
     out = {}
     for name in ("papalexi", "norman"):
-        for how, resample in (("restarts", False), ("resampled cells", True)):
-            out[f"{name} {how}"] = partial(run, name, True, resample, settings, fits)
-    out["papalexi without the targets' own genes"] = partial(run, "papalexi", False, False, settings, fits)
+        for how, guide in (("restarts", again), ("resampled cells", pv.Ensemble(n=fits, resample=True))):
+            out[f"{name} {how}"] = partial(run, name, model, guide, settings)
+    out["papalexi without the targets' own genes"] = partial(run, "papalexi", model, again, settings, own_genes=False)
+    likely = model.replace(graph=pv.CausalGraph(density=0.5))
+    out["papalexi edges likely a priori"] = partial(run, "papalexi", likely, again, settings)
     return out

@@ -14,8 +14,9 @@ from .biology import FAMILIES, NEXT_TO_IT
 from .figure import draw
 
 HERE = Path(__file__).parent
-ARMS = ("papalexi restarts", "papalexi resampled cells", "papalexi without the targets' own genes", "norman restarts",
-        "norman resampled cells")  # fmt: skip
+FIRST = {"papalexi": "papalexi restarts", "norman": "norman restarts"}  # whose programs are named
+OTHERS = ("resampled cells", "without the targets' own genes", "edges likely a priori")
+ARMS = (FIRST["papalexi"], *(f"papalexi {other}" for other in OTHERS), FIRST["norman"], f"norman {OTHERS[0]}")
 MATCHED = ("matched", "matched, worst latent of a pair", "matched, share of latents above 0.9")
 SHOWN = 5  # targets and genes in a cell
 
@@ -112,7 +113,7 @@ def _counts(results: Results, arm: str, group: str) -> list[list[str]]:
 
 def main() -> None:
     results = Results(HERE / "results.csv")
-    made = {"papalexi": programs(results, ARMS[0]), "norman": programs(results, ARMS[3])}
+    made = {screen: programs(results, arm) for screen, arm in FIRST.items()}
     fill(HERE / "README.md", "programs", made | {"stability": stability(results), "biology": biology(results)})
     draw(results, HERE / "programs.png")
 
