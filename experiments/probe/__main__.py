@@ -8,4 +8,4 @@ from .. import run_arms
 from .arms import arms
 
 if __name__ == "__main__":
-    run_arms.main("experiments.probe", __doc__, Path(__file__).parent, arms, "papalexi", lambda arm: (0, 1, 2))
+    run_arms.main("experiments.probe", __doc__, Path(__file__).parent, arms, "simulated", lambda arm: (0, 1, 2))

@@ -11,7 +11,7 @@ import pvae_pyro as pv
 from pvae_pyro.screen import CONTROL
 
 from ..run_arms import Rows
-from ..swap.arms import DATA, _norman
+from ..swap.arms import DATA, _norman, _simulated
 from .probing import chance, cross_validated, scores
 from .representations import BACKGROUND, RESPONSIVE, latents, without_model
 
@@ -19,7 +19,9 @@ HELD_OUT = 0.2
 
 
 def screen_of(name: str) -> pv.Screen:
-    """Semi-synthetic Norman, controls and singles; or real Papalexi (singles only)."""
+    """Semi-synthetic Norman, controls and singles; real Papalexi (singles only); without a file, singles of the demo's world."""
+    if name == "simulated":
+        return pv.split_screen(_simulated(0), "singles").train
     if name == "norman":
         return pv.split_screen(_norman(), "singles").train
     return pv.Screen.from_anndata(DATA / "papalexi_cells.h5ad", "target", batch_key="replicate")
@@ -58,8 +60,8 @@ def run(name: str, model: pv.PerturbedVAE, settings: pv.FitSettings, seed: int) 
 
 
 def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
-    """Every arm by name; `smoke` shortens training, nothing else."""
+    """Every arm by name; `smoke` shortens training and adds a simulated screen, for machines without the files."""
     settings = pv.FitSettings(epochs=1) if smoke else pv.FitSettings()
     models = {"": pv.PerturbedVAE(), ", no alignment": pv.PerturbedVAE(alignment=pv.NoAlignment())}
-    return {f"{name}{suffix}": partial(run, name, model, settings)
-            for name in ("papalexi", "norman") for suffix, model in models.items()}  # fmt: skip
+    names = ("papalexi", "norman", *(["simulated"] if smoke else []))
+    return {f"{name}{suffix}": partial(run, name, model, settings) for name in names for suffix, model in models.items()}

@@ -8,4 +8,4 @@ from .. import run_arms
 from .arms import arms
 
 if __name__ == "__main__":
-    run_arms.main("experiments.programs", __doc__, Path(__file__).parent, arms, "papalexi restarts")
+    run_arms.main("experiments.programs", __doc__, Path(__file__).parent, arms, "simulated restarts")

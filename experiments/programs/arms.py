@@ -110,11 +110,11 @@ def measured(fit: pv.Fit) -> Rows:
 
 
 def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
-    """Every arm by name; `smoke` shortens training and takes two fits, nothing else."""
+    """Every arm by name; `smoke` shortens training, takes two fits and adds a simulated screen, where there are no files."""
     settings, fits = (pv.FitSettings(epochs=1), 2) if smoke else (pv.FitSettings(), FITS)
     model, again = pv.PerturbedVAE(responsive=LATENTS), pv.Ensemble(n=fits)
     out = {}
-    for name in ("papalexi", "norman"):
+    for name in ("papalexi", "norman", *(["simulated"] if smoke else [])):
         for how, guide in (("restarts", again), ("resampled cells", pv.Ensemble(n=fits, resample=True))):
             out[f"{name} {how}"] = partial(run, name, model, guide, settings)
     out["papalexi without the targets' own genes"] = partial(run, "papalexi", model, again, settings, own_genes=False)
