@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+NOT_RUN = "*Not run yet.*"
+
 
 def fill(readme: Path, experiment: str, tables: Mapping[str, str]) -> None:
     """Put every table where its marker stands; KeyError for a marker without a table."""

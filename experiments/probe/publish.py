@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from ..filling import fill, markdown
+from ..filling import NOT_RUN, fill, markdown
 from .representations import (
     BACKGROUND,
     DEPTH,
@@ -45,17 +45,20 @@ class Results:
         return r[(r["arm"] == arm) & (r["what"] == what) & (r["metric"] == metric)].sort_values("seed")["value"].to_numpy()
 
     def cell(self, arm: str, what: str, metric: str) -> str:
-        """Mean over seeds and their range."""
+        """Mean over seeds, and their range for the headline."""
         values = self.of(arm, what, metric)
         if not len(values):
             return "-"
         text = f"{values.mean():.3f}"
-        return text if np.ptp(values) == 0 else f"{text} ({values.min():.3f} to {values.max():.3f})"
+        ranged = metric == "balanced_accuracy" and len(values) > 1
+        return f"{text} ({values.min():.3f} to {values.max():.3f})" if ranged else text
 
 
 def table(results: Results, screen: str) -> str:
     """One row a representation, chance first."""
     head = [SCREENS[screen], "features", "balanced accuracy", "its floor", "top 1", "top 5", "unseen cells only", "no alignment"]
+    if not len(results.of(screen, "chance", "top_1")):
+        return NOT_RUN
     chance = [f"{results.of(screen, 'chance', m).mean():.3f}" for m in ("balanced_accuracy", "top_1", "top_5")]
     rows = [["*chance*", "", chance[0], "", chance[1], chance[2], "", ""]]
     metrics = ("balanced_accuracy", "floor_balanced_accuracy", "top_1", "top_5", "balanced_accuracy_unseen")
@@ -76,9 +79,11 @@ def _panel(axis: Axes, results: Results, screen: str) -> None:
         floor = results.of(screen, what, "floor_balanced_accuracy")
         label = "labels permuted" if what == ORDER[0] else None
         axis.plot(floor, np.full(len(floor), place), "|", color="0.5", markersize=10, label=label)
-    axis.axvline(results.of(screen, "chance", "balanced_accuracy").mean(), color="0.5", linewidth=1, linestyle=":")
+    for chance in results.of(screen, "chance", "balanced_accuracy")[:1]:
+        axis.axvline(chance, color="0.5", linewidth=1, linestyle=":")
     axis.set(title=SCREENS[screen], xlabel="balanced accuracy on held-out cells\n(a dot for each seed; dotted: chance)",
-             xlim=(0, 1.02))  # fmt: skip
+             xscale="log", xlim=(0.006, 1.1))  # fmt: skip
+    axis.set_xticks([0.01, 0.03, 0.1, 0.3, 1.0], ["0.01", "0.03", "0.1", "0.3", "1"])
     axis.set_yticks(places, ORDER, fontsize=8)
     axis.grid(axis="y", color="0.93")
     axis.set_axisbelow(True)
@@ -89,7 +94,7 @@ def figure(results: Results, path: Path) -> None:
     drawn, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
     for axis, screen in zip(axes, SCREENS, strict=True):
         _panel(axis, results, screen)
-    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    axes[0].legend(fontsize=8, frameon=False, loc="lower left")
     drawn.savefig(path, dpi=100)
     plt.close(drawn)
 

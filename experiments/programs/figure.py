@@ -65,13 +65,14 @@ def _graph(axis: Axes, results: Results, arm: str) -> None:
 
 
 def _stability(axis: Axes, results: Results) -> None:
-    for arm, (marker, face, label) in SHOWN.items():
+    shown = {arm: how for arm, how in SHOWN.items() if arm in results.arms}
+    for arm, (marker, face, label) in shown.items():
         worst = [results.value(arm, f"latent {k}", "worst_loadings_cosine") for k in range(LATENTS)]
         axis.plot(range(LATENTS), worst, marker=marker, color="black", mfc=face, linewidth=0.6, label=label,
                   linestyle="-" if face == "black" else "--")  # fmt: skip
-    floor = np.nanmean([results.value(arm, "random rotation", "loadings_cosine") for arm in SHOWN])
+    floor = np.nanmean([results.value(arm, "random rotation", "loadings_cosine") for arm in shown])
     axis.axhline(floor, color="0.5", linestyle=":", linewidth=1)
-    axis.text(LATENTS - 1, floor, "random axes, mean", fontsize=8, ha="right", va="bottom")
+    axis.text(0, floor, "random axes, mean", fontsize=8, va="bottom")
     axis.set(xlabel="responsive latent of the first fit, by size", ylabel="|cosine| of loadings, worst of three other fits",
              ylim=(0, 1.03), title="is the latent found again?")  # fmt: skip
     axis.legend(fontsize=8, frameon=False, loc="lower left")

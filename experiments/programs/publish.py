@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..filling import fill, markdown
+from ..filling import NOT_RUN, fill, markdown
 from .arms import FITS, LATENTS
 from .biology import FAMILIES, NEXT_TO_IT
 from .figure import draw
@@ -27,6 +27,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.rows = pd.read_csv(path)
         self.values = self.rows.set_index(["arm", "what", "metric"])["value"].to_dict()
+        self.arms = [arm for arm in ARMS if (self.rows["arm"] == arm).any()]
 
     def value(self, arm: str, what: str, metric: str) -> float:
         """nan where it was not run."""
@@ -63,7 +64,7 @@ def stability(results: Results) -> str:
     head = ["four fits", "\\|cosine\\| of loadings: mean", "worst", "above 0.9", "random axes", "correlation of effects: mean",
             "worst", "random axes", "edges > 0.5 in the first fit", "edges agreed"]  # fmt: skip
     rows = []
-    for arm in ARMS:
+    for arm in results.arms:
         cells = [results.value(arm, what, "loadings_cosine") for what in (*MATCHED, "random rotation")]
         cells += [results.value(arm, what, "effects_correlation") for what in (*MATCHED[:2], "random rotation")]
         counts = ("above 0.5 in the first fit", "possible", "identified")
@@ -81,7 +82,7 @@ def biology(results: Results) -> str:
     """The tests: four fits, their closed-form start, and the measured shifts."""
     head = ["group, arm", "statistic", "four fits", "random groups, median", "p", "warm start (p)", "measured shifts (p)"]
     rows = []
-    for arm in ARMS:
+    for arm in results.arms:
         for group in ("interferon",) if arm.startswith("papalexi") else FAMILIES:
             for metric, title in (("cosine", "mean cosine"), ("share_in_one_latent", "share in one latent")):
                 random, p = (results.fits(arm, group, f"{metric}, {what}") for what in ("random groups", "p"))
@@ -113,7 +114,7 @@ def _counts(results: Results, arm: str, group: str) -> list[list[str]]:
 
 def main() -> None:
     results = Results(HERE / "results.csv")
-    made = {screen: programs(results, arm) for screen, arm in FIRST.items()}
+    made = {screen: programs(results, arm) if arm in results.arms else NOT_RUN for screen, arm in FIRST.items()}
     fill(HERE / "README.md", "programs", made | {"stability": stability(results), "biology": biology(results)})
     draw(results, HERE / "programs.png")
 
