@@ -94,7 +94,7 @@ def figure(results: Results, path: Path) -> None:
     drawn, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
     for axis, screen in zip(axes, SCREENS, strict=True):
         _panel(axis, results, screen)
-    axes[0].legend(fontsize=8, frameon=False, loc="lower left")
+    axes[0].legend(fontsize=8, frameon=False, loc="upper right")
     drawn.savefig(path, dpi=100)
     plt.close(drawn)
 
