@@ -100,7 +100,9 @@ def settings(results: pd.DataFrame) -> str:
     tuned = results[results["arm"].str.startswith("tune ") & (results["what"] == MEAN) & (results["metric"] == "l2")]
     for name, rival in FAMILY.items():
         mine = tuned[tuned["arm"].isin([f"tune {name}, {told}" for told in rival.settings])].set_index("arm")["value"]
-        if len(mine):
+        if len(mine) and len(mine) < len(rival.settings):
+            lines.append(f"| {name} | *{len(mine)} of {len(rival.settings)} settings run* | | | |")
+        elif len(mine):
             lines.append(f"| {name} | {mine.idxmin().removeprefix(f'tune {name}, ')} | the same | | |")
     return "\n".join(lines)
 
