@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import datasets, evaluation, simulate
+    from . import datasets, evaluation, presets, simulate
     from .errors import InputError
     from .evaluation import Prediction
     from .evaluation.baselines import baselines
@@ -87,13 +87,13 @@ __all__ = [
     "NoAlignment", "NoGraph", "NormalEffects", "NotFinite", "Pairwise", "PerturbedVAE", "Posterior", "Prediction",
     "PriorSummary", "Saturating", "Screen", "ScreenPlan", "SimulatedCells", "SpikeSlab", "Split", "StudentT",
     "VarianceParts", "__version__", "agreeing_edges", "baselines", "compare", "cross_validate", "datasets", "evaluate",
-    "evaluate_run", "evaluation", "fit", "simulate", "split_screen",
+    "evaluate_run", "evaluation", "fit", "presets", "simulate", "split_screen",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    if name in ("datasets", "evaluation", "simulate"):
+    if name in ("datasets", "evaluation", "presets", "simulate"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

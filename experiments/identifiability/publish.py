@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..filling import fill
 from .arms import arms
 
 HERE = Path(__file__).parent
@@ -84,15 +84,15 @@ def draw(results: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
+def tables(results: pd.DataFrame) -> dict[str, str]:
+    """Every table by the name of its marker."""
+    return {"verdict": verdict(results), "arms": table(results)}
+
+
 def main() -> None:
     """Fill the README and draw the figure."""
     results = pd.read_csv(HERE / "results.csv")
-    readme = (HERE / "README.md").read_text(encoding="utf-8")
-    for name, text in {"verdict": verdict(results), "arms": table(results)}.items():
-        mark = f"<!-- identifiability: {name} -->"
-        assert mark in readme, f"README.md has no place for the table {name!r}"
-        readme = re.sub(f"{mark}.*?<!-- end -->", lambda _, m=mark, t=text: f"{m}\n{t}\n<!-- end -->", readme, flags=re.S)
-    (HERE / "README.md").write_text(readme, encoding="utf-8")
+    fill(HERE / "README.md", "identifiability", tables(results))
     draw(results, HERE / FIGURE)
 
 

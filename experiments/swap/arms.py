@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import pvae_pyro as pv
 from pvae_pyro.evaluation.baselines import baselines, oracle_baselines
@@ -59,19 +60,25 @@ def _scored(
     assert split.held_out is not None
     truth = split.held_out.restrict(chosen).summary()
     fit = pv.fit(model, split.train, guide=guide, settings=settings, seed=seed, progress=False)
-    counts = dict(zip(truth.conditions, truth.n_cells.tolist(), strict=True))
-    predictions: dict[str, pv.Prediction] = {}
-    for name, one in {"model": fit, "model, warm start": fit.at_start()}.items():
-        draws = one.predict(list(truth.conditions), draws=DRAWS, n_cells=counts, seed=seed).draws()
-        predictions[name] = pv.Prediction(mean=draws.mean(axis=0, dtype=np.float64), draws=draws)
-    if others:
-        predictions |= baselines(fit.training, truth.design, truth.n_cells, truth.targets)
-        predictions |= oracle_baselines(fit.training, truth)
-    i = fit.training.index("control")
-    control = (fit.training.mean[i], fit.training.variance[i], int(fit.training.n_cells[i]))
-    table = pv.evaluate(truth, predictions, control).rows
+    table = pair_scores({"model": fit, "model, warm start": fit.at_start()}, truth, seed, others)
     groups = table.groupby(["method", "metric"], sort=False)["value"]
     return [(str(m), str(k), float(v.mean())) for (m, k), v in groups if k in METRICS]
+
+
+def pair_scores(fits: Mapping[str, pv.Fit], truth: pv.ConditionSummary, seed: int, others: bool = False) -> pd.DataFrame:
+    """Every score of every pair of `truth`, as the rows of `pv.evaluate`; `others`: with baselines of the first fit's screen."""
+    counts = dict(zip(truth.conditions, truth.n_cells.tolist(), strict=True))
+    predictions: dict[str, pv.Prediction] = {}
+    for name, one in fits.items():
+        draws = one.predict(list(truth.conditions), draws=DRAWS, n_cells=counts, seed=seed).draws()
+        predictions[name] = pv.Prediction(mean=draws.mean(axis=0, dtype=np.float64), draws=draws)
+    training = next(iter(fits.values())).training
+    if others:
+        predictions |= baselines(training, truth.design, truth.n_cells, truth.targets)
+        predictions |= oracle_baselines(training, truth)
+    i = training.index("control")
+    control = (training.mean[i], training.variance[i], int(training.n_cells[i]))
+    return pv.evaluate(truth, predictions, control).rows
 
 
 def _run(regime: str, model: pv.PerturbedVAE, guide: Any, epochs: int | None, others: bool, seed: int) -> Rows:

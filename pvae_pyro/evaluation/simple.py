@@ -67,7 +67,7 @@ def simple_means(
     if len(shifts):
         found[COMBINATIONS_MEAN] = np.tile(control + shifts.mean(axis=0), (count, 1))
         found[NEAREST] = control + np.stack([_nearest(row, effects, trained, shifts) for row in doses])
-    ridge = _bilinear(training, perturbed, asked)
+    ridge = bilinear_ridge(training, perturbed, asked.design)
     return found if ridge is None else found | {BILINEAR_RIDGE: ridge}
 
 
@@ -99,8 +99,18 @@ def _nearest(doses: Array, effects: SingleEffects, trained: Request, shifts: Arr
     return np.asarray(factor * shifts[chosen])
 
 
-def _bilinear(training: ConditionSummary, perturbed: NDArray[np.bool_], asked: Request) -> Array | None:
-    """``Y ~ G W P' + b``: G gene scores, P the scores of the targets' own genes, W by ridge, b the training mean."""
+def bilinear_ridge(
+    training: ConditionSummary,
+    perturbed: NDArray[np.bool_],
+    design: Array,
+    components: int = COMPONENTS,
+    penalty: float = RIDGE,
+) -> Array | None:
+    """``Y ~ G W P' + b``: G gene scores, P the scores of the targets' own genes, W by ridge, b the training mean.
+
+    perturbed (conditions,) marks the rows of training that are fitted, design (C, T) holds doses of its targets. Means (C, G);
+    None where fewer than two targets are measured genes.
+    """
     place = {str(name): column for column, name in enumerate(training.genes)}
     genes = [place.get(target, -1) for target in training.targets]
     if sum(gene >= 0 for gene in genes) < 2:
@@ -108,11 +118,11 @@ def _bilinear(training: ConditionSummary, perturbed: NDArray[np.bool_], asked: R
     y = np.asarray(training.mean[perturbed], float)
     b = y.mean(axis=0)
     _, _, directions = np.linalg.svd(y - b, full_matrices=False)
-    scores = directions[:COMPONENTS].T  # (G, K)
+    scores = directions[:components].T  # (G, K)
     targets = np.array([scores[gene] if gene >= 0 else np.zeros(scores.shape[1]) for gene in genes])
     p = np.asarray(training.design, float)[perturbed] @ targets
     gram = p.T @ p
     # in units of the embeddings' size, which shrinks as the number of genes grows
-    penalty = RIDGE * max(float(np.trace(gram)) / len(gram), 1e-12)
-    w = scores.T @ (y - b).T @ p @ np.linalg.inv(gram + penalty * np.eye(len(gram)))
-    return np.asarray(b + (asked.design @ targets) @ w.T @ scores.T)
+    ridge = penalty * max(float(np.trace(gram)) / len(gram), 1e-12)
+    w = scores.T @ (y - b).T @ p @ np.linalg.inv(gram + ridge * np.eye(len(gram)))
+    return np.asarray(b + (design @ targets) @ w.T @ scores.T)

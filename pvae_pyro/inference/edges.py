@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from ..errors import InputError
 from ..guides import AmortizedGuide
 from ..story import Story
+from .matching import match_latents
 
 if TYPE_CHECKING:
     from .fitting import Fit
@@ -66,20 +66,19 @@ def agreeing_edges(
             f"whether restarts agree takes at least two fits, but {len(flat)} was given; fit again with other seeds."
         )
     first = flat[0]
-    if any(not np.array_equal(fit.genes, first.genes) for fit in flat):
-        raise InputError("the fits were made on different genes, so their latents cannot be matched; fit the same screen.")
     out = first.edges_table(draws, seed)
     pairs = list(zip(out["source"], out["target"], strict=True))
     found, matches = [], []
     for fit in flat:
-        partner, sign, match = _matched(first, fit)
+        matched = match_latents(first, fit)
+        partner, sign = matched.partner, matched.sign
         table = fit.edges_table(draws, seed).set_index(["source", "target"])
         rows = [(partner[s], partner[t]) for s, t in pairs]
         # what the other fit cannot have, for want of the latent or because its order runs the other way, is an absent edge
         own = table[["probability", "mean", "sd"]].reindex(pd.MultiIndex.from_tuples(rows)).fillna(0.0).to_numpy()
         own[:, 1] *= [sign[s] * sign[t] for s, t in pairs]
         found.append(own)
-        matches.append([min(match[s], match[t]) for s, t in pairs])
+        matches.append([min(matched.cosine[s], matched.cosine[t]) for s, t in pairs])
     probability, mean, sd = np.moveaxis(np.array(found), 2, 0)
     nearest, present = np.min(matches, axis=0), probability > least
     one_sign = (mean > 0).all(0) | (mean < 0).all(0)
@@ -93,23 +92,3 @@ def agreeing_edges(
         identified=identified,
         note=np.where(identified, AGREED, NOT_IDENTIFIED),
     )
-
-
-def _matched(first: Fit, other: Fit) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """For each latent of `first` (latents,): its number in `other` or -1, the sign between them, and |cosine|."""
-    genes = first.active & other.active
-    loadings = [_loadings(fit)[:, genes[fit.active]] for fit in (first, other)]
-    unit = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in loadings]
-    cosine = unit[0] @ unit[1].T
-    mine, its = linear_sum_assignment(-np.abs(cosine))
-    partner, sign, match = np.full(len(cosine), -1), np.ones(len(cosine)), np.zeros(len(cosine))
-    partner[mine] = its
-    sign[mine] = np.where(cosine[mine, its] < 0, -1.0, 1.0)
-    match[mine] = np.abs(cosine[mine, its])
-    return partner, sign, match
-
-
-def _loadings(fit: Fit) -> NDArray[np.float64]:
-    """(latents, active genes), in units in which genes count alike."""
-    story, _ = fit.modules()
-    return (story.decoder.responsive / story.spread.clamp_min(1e-6)).detach().double().numpy()

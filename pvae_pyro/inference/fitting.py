@@ -23,6 +23,7 @@ from ..splits import validation_slice
 from ..story import PARTS, PerturbedVAE, Story
 from . import storage
 from .edges import edges_table
+from .programs import Programs
 from .responses import penetrance_table, responding
 from .restart import State, Trained, train
 from .svi import FitSettings
@@ -217,6 +218,17 @@ class Fit:
         if len(self.trained) > 1:
             return _blocks([one.edges_table(draws, seed) for one in self.members])
         return edges_table(*self._shared_draws(draws, seed))
+
+    def programs_table(self, top: int = 5, draws: int = 200, seed: int = 0) -> pd.DataFrame:
+        """A responsive latent a row: latent, size (root mean square effect of a target, in control-cell sds), share of all
+        squared effects, mean inclusion, its `top` targets with their effects, and the genes that it raises and lowers most.
+
+        Own effects and loadings, without what the graph passes on. Signs, units and the arrays: `inference.programs.Programs`.
+        Members of an ensemble have blocks of their own, as in `effects_table`.
+        """
+        if len(self.trained) > 1:
+            return _blocks([one.programs_table(top, draws, seed) for one in self.members])
+        return Programs.of(self, draws, seed).table(top)
 
     def penetrance_table(self, draws: int = 200, seed: int = 0) -> pd.DataFrame:
         """Share of each target's cells that respond, rho: target, mean, sd, q05, q95; 1 where the story has no escaping cells.

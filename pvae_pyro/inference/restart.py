@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import InputError
 from ..guides import Amortized, AmortizedGuide
 from ..guides.ensemble import Restart
 from ..screen import CONTROL, Screen
@@ -21,7 +22,7 @@ from ..summary import cells_by_condition, condition_generator
 from . import storage
 from .cells import CellStore
 from .checkpoints import resume_from, save_checkpoint
-from .starting import apply_start
+from .starting import apply_start, random_start
 from .svi import FitSettings, Trainer
 from .warm_start import closed_form
 
@@ -115,14 +116,25 @@ def resampled(screen: Screen, rows: NDArray[np.int64], seed: int) -> NDArray[np.
 def build(
     model: PerturbedVAE, guide: Amortized, settings: FitSettings, screen: Screen, rows: NDArray[np.int64]
 ) -> tuple[Story, AmortizedGuide]:
-    """Story and guide for a screen whose genes are all seen, at the closed-form start from these rows of it."""
-    start = closed_form(model, screen, rows) if settings.warm_start else None
-    rank = start.rank if start is not None else (model.responsive or min(30, len(screen.targets)))
+    """Story and guide for a screen whose genes are all seen, at the closed-form start from these rows of it.
+
+    Without a warm start it gives levels, batch effects and noise only, and `random_start` says what becomes of the rest.
+    """
+    sets = model.loadings
+    if sets is not None and settings.warm_start:
+        raise InputError("the closed-form start knows no gene sets: fit them with FitSettings(warm_start=False).")
+    start = closed_form(model, screen, rows)
+    rank = start.rank if settings.warm_start else (model.responsive or min(30, len(screen.targets)))
+    rank = rank if sets is None else len(sets.sets)
     design = torch.as_tensor(np.asarray(screen.design, dtype=np.float32))
     story = Story(model, design, len(rows), len(screen.batches), screen.n_genes, rank)
     amortized = guide.build(story)
-    if start is not None:
+    if settings.warm_start:
         apply_start(start, story, amortized)
+    else:
+        random_start(start, story, amortized)
+    if sets is not None:
+        story.decoder.keep_zero(sets.outside([str(gene) for gene in screen.genes]))
     return story, amortized
 
 

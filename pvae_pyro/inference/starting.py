@@ -33,23 +33,40 @@ def apply_start(start: Start, story: Story, guide: AmortizedGuide) -> None:
     put(story.unit, start.unit)
     put(story.effect_scale, start.scale)
     put(story.typical, start.scale)
-    put(story.noise_start, start.noise)
-    put(story.spread, start.outside)
-    put(story.level, start.level)
     decoder = story.decoder
-    put(decoder.intercept, np.broadcast_to(start.intercept, decoder.intercept.shape))
     put(decoder.responsive, start.responsive)
     put(decoder.background, start.background)
-    put(guide.centre, np.broadcast_to(start.centre, guide.centre.shape))
-    put(guide.gene_sd, start.variation.sd)
+    _levels(start, story, guide, put)
     _posterior_maps(start, guide, put)
     _combinations(start, story, guide, *_effects(start, story, guide), put)
-    sd = 1 / math.sqrt(2 * story.n_cells)
-    guide.family.place("noise", start.noise, np.full_like(start.noise, sd))
     guide.family.place("coupling", sd=0.02)
     for name in getattr(story.model.graph, "at_prior", ()):
         guide.family.follow_prior(name)
     guide.family.place("log_variance", sd=0.05)
+
+
+@torch.no_grad()
+def random_start(start: Start, story: Story, guide: AmortizedGuide) -> None:
+    """Levels, batch effects and noise of the cells, in place, and nothing of the perturbations: loadings, encoders and effects
+    stay as they were drawn. Gates of effects begin undecided: one that is shut would hardly ever see a gradient."""
+
+    def put(target: Tensor, value: object) -> None:
+        target.copy_(torch.as_tensor(np.array(value), dtype=target.dtype))
+
+    _levels(start, story, guide, put)
+    if "gates" in guide.family.sites:
+        guide.family.place("gates", torch.full_like(guide.family.logits["gates"], 0.5))
+
+
+def _levels(start: Start, story: Story, guide: AmortizedGuide, put) -> None:  # type: ignore[no-untyped-def]
+    """Level and noise of every gene, batch effects, and the unit that networks see genes in."""
+    put(story.noise_start, start.noise)
+    put(story.spread, start.outside)
+    put(story.level, start.level)
+    put(story.decoder.intercept, np.broadcast_to(start.intercept, story.decoder.intercept.shape))
+    put(guide.centre, np.broadcast_to(start.centre, guide.centre.shape))
+    put(guide.gene_sd, start.variation.sd)
+    guide.family.place("noise", start.noise, np.full_like(start.noise, 1 / math.sqrt(2 * story.n_cells)))
 
 
 def _posterior_maps(start: Start, guide: AmortizedGuide, put) -> None:  # type: ignore[no-untyped-def]

@@ -46,7 +46,8 @@ class FitSettings:
     `epochs` passes over the training cells (0 keeps the closed-form start), `batch_size` cells a step, `learning_rate` of the
     networks (Adam, cosine decay to zero); globals take `globals_rate` times as much and loadings `loadings_rate` times.
     `validation`: share of every condition's training cells kept out of training for the held-out loss.
-    `warm_start`: closed-form start; without it everything starts at random (for experiments: it fails, see diagnose()).
+    `warm_start`: closed-form start; without it loadings, encoders and effects start at random, and only levels, batch effects and
+    noise are those of the cells (for experiments: it fails, see diagnose()).
     """
 
     epochs: int = 20

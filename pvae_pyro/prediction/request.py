@@ -35,6 +35,7 @@ def predict(
         raise InputError("no condition was asked for; name at least one, for example 'A+B'.")
     names = parse_request(conditions, fit.known_targets)
     doses = [parse_condition(name) for name in names]
+    _refuse_new(fit, names, doses)
     new = sorted({t for d in doses for t in d} - set(fit.targets))
     if new:
         log.warning(
@@ -72,6 +73,18 @@ def predict(
         and composition.scale_spread == 0,
         targets=fit.known_targets,
     )
+
+
+def _refuse_new(fit: Fit, names: Sequence[str], doses: Sequence[Mapping[str, float]]) -> None:
+    """Raise InputError for a combination that was not trained, where the composition cannot make one of its targets."""
+    if getattr(fit.model.composition, "predicts_new", True):
+        return
+    for name, d in zip(names, doses, strict=True):
+        if len(d) > 1 and name not in fit.conditions:
+            raise InputError(
+                f"{name!r} was not trained, and this model gives each condition an effect of its own, so that it cannot compose "
+                "any; train it, or choose a composition that adds effects (svae_plus(compose=True) does)."
+            )
 
 
 def _shares(draws: int, members: int) -> list[int]:

@@ -18,6 +18,7 @@ from .effects import Effects, SpikeSlab
 from .graphs import CausalGraph, Graph
 from .latents import StructuralNormal, propagate
 from .likelihoods import Gaussian, Likelihood
+from .loadings import GeneSets
 from .networks import Decoder
 from .penetrance import Full, Penetrance
 from .plates import Plates
@@ -33,8 +34,9 @@ class PerturbedVAE:
 
     `responsive`: number of responsive latents; None lets the warm start pick the rank (30 without one).
     `background`: number of background latents. `hidden`: width of the encoder's correction networks (0: linear encoders).
-    `variance_spread`: prior sd of nu, of what a target does to log v, the noise variance of a latent.
-    `variance_limit`: bound of |log v|.
+    `variance_spread`: prior sd of nu, of what a target does to log v, the noise variance of a latent; 0 keeps v(u) = 1.
+    `variance_limit`: bound of |log v|. `coupling`: prior sd of B, background -> responsive; 0 leaves B out.
+    `loadings`: None, or `GeneSets`, which keeps each responsive latent to the genes of a set (and says how many there are).
     """
 
     effects: Effects = field(default_factory=SpikeSlab)
@@ -49,6 +51,8 @@ class PerturbedVAE:
     hidden: int = 64
     variance_spread: float = 0.1
     variance_limit: float = 2.0
+    coupling: float = 0.1
+    loadings: GeneSets | None = None
 
     def __post_init__(self) -> None:
         sizes = {"responsive": self.responsive, "background": self.background, "hidden": self.hidden}
@@ -56,7 +60,13 @@ class PerturbedVAE:
             value = sizes[name]
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
                 raise InputError(f"{name} must be a whole number of at least {low}, but {value!r} was given.")
-        checks.positive(variance_spread=self.variance_spread, variance_limit=self.variance_limit)
+        checks.positive(variance_limit=self.variance_limit)
+        checks.not_negative(variance_spread=self.variance_spread, coupling=self.coupling)
+        if self.loadings is not None and self.responsive not in (None, len(self.loadings.sets)):
+            raise InputError(
+                f"{len(self.loadings.sets)} gene sets make as many responsive latents, but responsive is {self.responsive}; "
+                "leave it out."
+            )
 
     def replace(self, **parts: Any) -> PerturbedVAE:
         """The same model with some parts swapped; an unknown name is a TypeError."""
@@ -161,14 +171,13 @@ class Story(nn.Module):
         like, n_b, plates = self.effect_scale, self.model.background, self.plates()
         w = self.model.effects.sample(plates, like)  # (targets, latents)
         graph = self.model.graph.sample(plates, like)  # edges of L, Eqs. 6-9
-        with plates.background, plates.latents:
-            coupling = pyro.sample(
-                "coupling", dist.Normal(like.new_zeros(n_b, len(like)), 0.1)
-            )  # B, Eq. 59: L_rb
-        with plates.targets, plates.latents:
-            nu = pyro.sample(
-                "log_variance", dist.Normal(torch.zeros_like(w), self.model.variance_spread)
-            )  # v(u), shrunk to v(0) = 1
+        coupling, nu = like.new_zeros(n_b, len(like)), torch.zeros_like(w)
+        if self.model.coupling > 0:
+            with plates.background, plates.latents:
+                coupling = pyro.sample("coupling", dist.Normal(coupling, self.model.coupling))  # B, Eq. 59: L_rb
+        if self.model.variance_spread > 0:
+            with plates.targets, plates.latents:
+                nu = pyro.sample("log_variance", dist.Normal(nu, self.model.variance_spread))  # v(u), shrunk to v(0) = 1
         kappa = self.model.interaction.sample(plates, like)
         composition = self.model.composition.sample(plates, self.typical)
         penetrance = self.model.penetrance.sample(plates, like)

@@ -39,6 +39,13 @@ class Decoder(nn.Module):
         self.responsive = nn.Parameter(torch.randn(n_responsive, n_genes) * 0.1)
         self.background = nn.Parameter(torch.randn(n_background, n_genes) * 0.1)
 
+    @torch.no_grad()
+    def keep_zero(self, outside: Tensor) -> None:
+        """Put responsive loadings to zero where `outside` (latents, genes) is true, and keep them there during training."""
+        self.responsive.masked_fill_(outside, 0.0)
+        # an optimiser without weight decay does not move what has never had a gradient
+        self.responsive.register_hook(lambda gradient: gradient.masked_fill(outside.to(gradient.device), 0.0))
+
     def linear(self, z_b: Tensor, z_r: Tensor) -> Tensor:
         """The part without batch, shape (..., genes)."""
         return z_r @ self.responsive + z_b @ self.background

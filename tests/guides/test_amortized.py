@@ -119,7 +119,7 @@ def test_interaction_lies_between_what_cells_say_and_what_composition_says(compo
         g = guide.assemble(values)
     design, law = story.design[4:], trace.trace.nodes["interaction"]["fn"].base_dist
     composed = story.compose({"effects": g.effects, "composition": g.composition}, design) * (1 + values["stretch"].unsqueeze(1))
-    width = part.latent_width(g.kappa, story.effect_scale, design, g.effects) * values["surprise"].unsqueeze(1)
+    width = part.latent_width(g.kappa, story.typical, design, g.effects) * values["surprise"].unsqueeze(1)
     a, b = 1 / width.double().square(), 1 / (2 * guide.combination_log_scale).exp().double()
     mean = (a * composed + b * guide.combination_loc) / (a + b)
     torch.testing.assert_close(composed + law.loc, mean.float(), atol=1e-5, rtol=1e-4)

@@ -37,7 +37,7 @@ def world(
     story = story_of(design, composition, interaction)
     w = torch.randn(TARGETS, LATENTS, generator=generator)
     composed = composition.compose(values | story.axes(), design, w, story.unit)
-    width = interaction.latent_width(torch.full((LATENTS,), kappa), story.effect_scale, design, w)
+    width = interaction.latent_width(torch.full((LATENTS,), kappa), story.typical, design, w)
     stretch = interaction.stretch * torch.randn(pairs, 1, generator=generator)
     noise = [torch.randn(pairs, LATENTS, generator=generator) for _ in range(2)]
     shifts = composed * (1 + stretch) + width * noise[0] + SAMPLING * noise[1]

@@ -154,7 +154,8 @@ def test_the_spike_and_slab_fit_recovers_what_is_planted() -> None:
     gates = rng.random((n, 3)) < rate
     variance = rng.uniform(0.01, 0.09, size=(n, 3))
     scores = np.where(gates, rng.normal(size=(n, 3)) * np.sqrt(slab), 0) + rng.normal(size=(n, 3)) * np.sqrt(variance)
-    member, found = (t.numpy() for t in spike_slab_fit(torch.as_tensor(scores), torch.as_tensor(variance)))
+    fitted = spike_slab_fit(torch.as_tensor(scores), torch.as_tensor(variance))
+    member, found = fitted.member.numpy(), fitted.rate.numpy()
     # the likelihood's information on a rate is less than n gates' own: twice their error is allowed, four times over
     np.testing.assert_allclose(found, rate, atol=4 * 2 * np.sqrt(0.25 / n))
     for k in range(3):
@@ -305,13 +306,32 @@ def test_the_start_repeats_and_keeps_asked_sizes(screen: ScreenOf) -> None:
     assert (np.diff(size) <= 1e-9).all()
 
 
+def test_a_target_without_effects_keeps_its_gates_shut() -> None:
+    """60 targets of which 20 do nothing; the rest move each of ten latents with probability 0.9. Truth of a_p pi_k is known."""
+    rng = np.random.default_rng(1)
+    gates = rng.random((60, 10)) < np.repeat([0.0, 0.9], [20, 40])[:, None]
+    scores = torch.as_tensor(np.where(gates, rng.normal(0, 1.5, gates.shape), 0) + rng.normal(0, 0.5, gates.shape))
+    noise = torch.full_like(scores, 0.25)
+    alone, told = spike_slab_fit(scores, noise), spike_slab_fit(scores, noise, rows=(1.2, 2.8))
+    # a null score is beyond two sds once in twenty: with rates of latents alone that opens its gate, with the target's own it does not
+    assert (alone.member[:20] > 0.5).double().mean() > 0.03
+    assert (told.member[:20] > 0.5).double().mean() < 0.01
+    brier = [float(((one.member.numpy() - gates) ** 2).mean()) for one in (alone, told)]
+    assert brier[1] < 0.9 * brier[0]
+    # 40 of 60 act, each told by ten gates; the prior (0.3, worth four targets) pulls by (0.667 - 0.3) * 4 / 64
+    assert abs(float(told.acting) - (40 * 0.98 + 20 * 0.05 + 1.2) / 64) < 0.06
+    assert (told.open_rows[:20] < 1.5).all() and (told.open_rows[20:] > 5).all()
+    everything = told.open_rows + told.shut_rows
+    torch.testing.assert_close(everything, torch.full_like(everything, 10.0))
+
+
 def test_rates_follow_a_strong_prior_and_forget_a_weak_one() -> None:
     rng = np.random.default_rng(0)
     scores = torch.as_tensor(np.where(rng.random((400, 2)) < 0.6, rng.normal(0, 2.0, (400, 2)), 0) + rng.normal(0, 0.2, (400, 2)))
     noise = torch.full_like(scores, 0.04)
     found = {beta: spike_slab_fit(scores, noise, beta) for beta in ((1.0, 1.0), (2.0, 2.0), (1e6, 9e6))}
     # 240 of 400 are open: the standard error of the rate is 0.025
-    assert (found[1.0, 1.0][1] - 0.6).abs().max() < 4 * 0.025
-    assert (found[2.0, 2.0][1] - found[1.0, 1.0][1]).abs().max() < 0.01
-    torch.testing.assert_close(found[1e6, 9e6][1], torch.full((2,), 0.1, dtype=scores.dtype), atol=1e-3, rtol=0)
-    assert (found[1e6, 9e6][0] <= found[1.0, 1.0][0] + 1e-9).all()  # a smaller rate opens no gate
+    assert (found[1.0, 1.0].rate - 0.6).abs().max() < 4 * 0.025
+    assert (found[2.0, 2.0].rate - found[1.0, 1.0].rate).abs().max() < 0.01
+    torch.testing.assert_close(found[1e6, 9e6].rate, torch.full((2,), 0.1, dtype=scores.dtype), atol=1e-3, rtol=0)
+    assert (found[1e6, 9e6].member <= found[1.0, 1.0].member + 1e-9).all()  # a smaller rate opens no gate

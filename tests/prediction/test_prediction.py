@@ -100,7 +100,8 @@ def test_untrained_targets_have_the_moments_of_the_prior(fitted: FitOf) -> None:
     recipe = posterior.recipe
     w = torch.stack([d.shared["effects"] for d in recipe.draws])[:, -2:]  # (draws, X1 and X2, latents)
     assert w.shape[:2] == (150, 2) and len(recipe.draws[0].shared["effects"]) == 8
-    rate = torch.sigmoid(fit.state["guide.family.loc.inclusion"])
+    # a target of its own share a of open latents, redrawn for every draw and target with mean alpha
+    rate = torch.sigmoid(fit.state["guide.family.loc.inclusion"]) * torch.sigmoid(fit.state["guide.family.loc.acting"])
     closed = (w == 0).double().mean((0, 1))
     spread = fit.state["guide.family.log_scale.inclusion"].exp() / 4  # of pi, which is redrawn in every draw
     assert ((closed - (1 - rate)).abs() < 4.5 * (0.25 / 300) ** 0.5 + spread**2).all()

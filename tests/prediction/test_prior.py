@@ -90,18 +90,23 @@ def test_random_numbers_outside_do_not_matter_and_are_left_alone() -> None:
 
 
 def test_gates_and_effects_follow_their_prior() -> None:
-    """400 targets: shares of open gates are inclusion, effects have variance pi tau^2, both hyperparameters their own prior."""
+    """400 targets: shares of open gates are inclusion times activity, effects have variance pi a tau^2, hyperparameters their own prior."""
     plan = pv.ScreenPlan({"control": 1} | {f"T{i:03d}": 1 for i in range(400)}, genes=20, effect=2.5)
-    model = pv.PerturbedVAE(responsive=10, background=2, hidden=0, effects=pv.SpikeSlab(inclusion=0.3, strength=6.0))
+    slab = pv.SpikeSlab(inclusion=0.3, strength=6.0, activity=0.6, activity_strength=3.0)
+    model = pv.PerturbedVAE(responsive=10, background=2, hidden=0, effects=slab)
     drawn = [model.simulate(plan, seed=seed).truth for seed in range(6)]
     pi, tau = (np.stack([t.sites[name] for t in drawn]) for name in ("inclusion", "effect_scale"))  # (seeds, latents)
     assert stats.kstest(pi.ravel(), stats.beta(1.8, 4.2).cdf).pvalue > 0.001
     assert stats.kstest(tau.ravel(), stats.lognorm(s=0.05, scale=2.5).cdf).pvalue > 0.001
     w = np.stack([t.effects for t in drawn])  # (seeds, targets, latents)
-    z = ((w != 0).mean(1) - pi) / np.sqrt(pi * (1 - pi) / 400)
+    alpha, a = (np.stack([t.sites[name] for t in drawn]) for name in ("acting", "activity"))  # (seeds,), (seeds, targets, 1)
+    uniform = np.stack([stats.beta(3 * x, 3 * (1 - x)).cdf(y) for x, y in zip(alpha, a, strict=True)])
+    assert stats.kstest(uniform.ravel(), "uniform").pvalue > 0.001
+    p = a * pi[:, None]  # (seeds, targets, latents)
+    z = ((w != 0) - p).sum(1) / np.sqrt((p * (1 - p)).sum(1))
     assert stats.kstest(z.ravel(), "norm").pvalue > 0.001
-    # E w^4 = 3 pi tau^4, so that the mean square of 400 has relative variance (3 / pi - 1) / 400
-    z = ((w**2).mean(1) / (pi * tau**2) - 1) / np.sqrt((3 / pi - 1) / 400)
+    # of one target E w^2 = p tau^2 and E w^4 = 3 p tau^4
+    z = ((w / tau[:, None]) ** 2 - p).sum(1) / np.sqrt((3 * p - p**2).sum(1))
     assert abs(z.mean()) < 4 / np.sqrt(z.size) and 0.6 < z.std() < 1.5
 
 

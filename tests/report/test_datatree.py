@@ -182,21 +182,23 @@ def test_lp_is_the_prior_density_by_scipy() -> None:
     parts = {
         "inclusion": stats.beta.logpdf(x["inclusion"], 2, 2),
         "effect_scale": log_normal(x["effect_scale"], scale, 0.05),
-        "gates": stats.bernoulli.logpmf(x["gates"], x["inclusion"][:, :, None]),
+        "acting": stats.beta.logpdf(x["acting"], 1.2, 2.8),
+        "activity": stats.beta.logpdf(x["activity"], x["acting"][..., None], 1 - x["acting"][..., None]),
+        "gates": stats.bernoulli.logpmf(x["gates"], x["activity"][..., None] * x["inclusion"][:, :, None]),
         "effects": stats.norm.logpdf(x["effects"], 0, x["effect_scale"][:, :, None]),
         "edge_gates": stats.bernoulli.logpmf(x["edge_gates"], 0.05),
         "edge_weights": stats.norm.logpdf(x["edge_weights"], 0, 0.3),
         "coupling": stats.norm.logpdf(x["coupling"], 0, 0.1),
         "log_variance": stats.norm.logpdf(x["log_variance"], 0, 0.1),
-        "kappa": log_normal(x["kappa"], 0.75, 0.25),
+        "kappa": log_normal(x["kappa"], 0.9, 0.25),
         "composition_scale": log_normal(x["composition_scale"], 1.0, 0.07),
         "capacity": log_normal(x["capacity"], 7.0, 0.25),
-        "pairing_scale": log_normal(x["pairing_scale"], 2.5, 0.25),
-        "pairing": stats.norm.logpdf(x["pairing"], 0, x["pairing_scale"][..., None, None] * scale),
+        "pairing_scale": log_normal(x["pairing_scale"], 3.0, 0.25),
+        "pairing": stats.norm.logpdf(x["pairing"], 0, x["pairing_scale"][..., None, None] * story["typical"]),
         "noise": log_normal(x["noise"], story["noise_start"], 1.0),
         "surprise": log_normal(x["surprise"], 1.0, 0.3),
         "stretch": stats.norm.logpdf(x["stretch"], 0, 0.15),
-        "interaction": stats.norm.logpdf(x["interaction"], 0, x["kappa"][:, :, None] * scale * surprise),
+        "interaction": stats.norm.logpdf(x["interaction"], 0, x["kappa"][:, :, None] * story["typical"] * surprise),
         "residual": stats.norm.logpdf(x["residual"], 0, 0.07 * story["spread"] * surprise),
     }
     np.testing.assert_allclose(found["sample_stats"]["lp"][0], total(found, parts), rtol=1e-5, atol=1e-3)
@@ -210,11 +212,12 @@ def test_log_q_is_the_density_of_the_guide_by_scipy() -> None:
     loc = {name: p.detach().double().numpy() for name, p in family.loc.items()}
     sd = {name: p.detach().double().exp().numpy() for name, p in family.log_scale.items()}
     positive = {"effect_scale", "kappa", "composition_scale", "capacity", "pairing_scale", "noise"}
-    parts = {name: stats.norm.logpdf(x[name], loc[name], sd[name]) for name in loc if name not in positive | {"inclusion"}}
+    shares = {"inclusion", "acting", "activity"}
+    parts = {name: stats.norm.logpdf(x[name], loc[name], sd[name]) for name in loc if name not in positive | shares}
     parts |= {name: log_normal(x[name], np.exp(loc[name]), sd[name]) for name in positive}
-    logit = np.log(x["inclusion"]) - np.log1p(-x["inclusion"])
-    jacobian = np.log(x["inclusion"]) + np.log1p(-x["inclusion"])
-    parts["inclusion"] = stats.norm.logpdf(logit, loc["inclusion"], sd["inclusion"]) - jacobian
+    for name in shares:
+        logit, jacobian = np.log(x[name]) - np.log1p(-x[name]), np.log(x[name]) + np.log1p(-x[name])
+        parts[name] = stats.norm.logpdf(logit, loc[name].reshape(logit.shape[2:]), sd[name].reshape(logit.shape[2:])) - jacobian
     for name, logits in family.logits.items():
         parts[name] = stats.bernoulli.logpmf(x[name], torch.sigmoid(logits.double()).detach().numpy())
     own = {n: p.detach().double().numpy() for n, p in guide.named_parameters() if n.startswith(("comb", "res", "str", "sur"))}
@@ -225,7 +228,7 @@ def test_log_q_is_the_density_of_the_guide_by_scipy() -> None:
     drawn = one.predict(["T01"], draws=24, seed=5).recipe.draws
     with torch.no_grad():
         composed = np.stack([story.compose(d.shared, design).double().numpy() for d in drawn])[None]
-    width = x["kappa"][:, :, None] * story.effect_scale.double().numpy() * x["surprise"][..., None]
+    width = x["kappa"][:, :, None] * story.typical.double().numpy() * x["surprise"][..., None]
     cells = np.exp(2 * own["combination_log_scale"])
     share = width**2 / (width**2 + cells)
     gap = own["combination_loc"] - composed * (1 + x["stretch"][..., None])
@@ -346,13 +349,14 @@ def test_prior_draws_have_the_moments_of_the_prior() -> None:
         assert (np.abs(x.mean(0) - mean) < 4.5 * np.asarray(sd) / draws**0.5 + 1e-5).all()
         assert (np.abs(x.std(0) / sd - 1) < 4.5 / (2 * draws) ** 0.5).all()
 
-    agrees(np.log(found["kappa"][0]), np.log(0.75), 0.25)
+    agrees(np.log(found["kappa"][0]), np.log(0.9), 0.25)
     agrees(np.log(found["capacity"][0]), np.log(7), 0.25)
     agrees(np.log(found["effect_scale"][0]), story.effect_scale.log().numpy(), 0.05)
     agrees(found["coupling"][0], 0, 0.1)
     agrees(found["inclusion"][0], 0.5, (0.25 / 5) ** 0.5)
     agrees((found["effects"] / found["effect_scale"])[0], 0, 1)
-    agrees(found["gates"][0], 0.5, 0.5)
+    agrees(found["acting"][0], 0.3, (0.21 / 5) ** 0.5)
+    agrees(found["gates"][0], 0.15, (0.15 * 0.85) ** 0.5)
     places = [fitted().genes.tolist().index(gene) for gene in found.coords["gene"].values]
     agrees(np.log(found["noise"][0]), story.noise_start.log().numpy()[places], 1)
     assert abs(float((found["graph"] != 0).sel(latent=2, latent_source=0).mean()) - 0.05) < 4.5 * (0.05 * 0.95 / draws) ** 0.5

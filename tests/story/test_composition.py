@@ -148,7 +148,7 @@ def test_only_combinations_interact_in_the_trace() -> None:
     assert (eta != 0).all() and not g.residual[SINGLE].any()
     torch.testing.assert_close(g.residual[combined], trace.nodes["residual"]["value"])
     surprise = trace.nodes["surprise"]["value"].unsqueeze(1)
-    width = story.model.interaction.latent_width(g.kappa, story.effect_scale, design, g.effects)[combined]
+    width = story.model.interaction.latent_width(g.kappa, story.typical, design, g.effects)[combined]
     torch.testing.assert_close(trace.nodes["interaction"]["fn"].base_dist.scale, width * surprise)
     sd = 0.07 * story.spread * surprise
     torch.testing.assert_close(trace.nodes["residual"]["fn"].base_dist.scale, sd.expand(3, 5))
@@ -163,3 +163,11 @@ def test_only_combinations_interact_in_the_trace() -> None:
 def test_impossible_settings_are_refused(kind: type, wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         kind(**wrong)
+
+
+def test_separate_leaves_singles_as_they_are_and_gives_combinations_nothing_of_their_targets() -> None:
+    from pvae_pyro.story.composition import Separate
+
+    design, effects = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 1.0], [1.0, 2.0]]), torch.tensor([[2.0, -4.0], [1.0, 3.0]])
+    made = Separate().compose({}, design, effects, torch.ones(2))
+    assert made.tolist() == [[0.0, 0.0], [1.0, -2.0], [1.0, 3.0], [0.0, 0.0]]

@@ -52,7 +52,7 @@ def expected_sites(chosen: dict[str, str], n: int) -> Sites:
         "z_b": ((n, 2), ("cells",)), "z_r": ((n, 4), ("cells",)), "x": ((n, 6), ("cells",)),
     }  # fmt: skip
     if chosen["effects"] == "spike-slab":
-        sites |= {"inclusion": ((4,), per_latent), "gates": ((3, 4), per_target)}
+        sites |= {"inclusion": ((4,), per_latent), "gates": ((3, 4), per_target), "acting": ((), ()), "activity": ((3, 1), ("targets",))}
     if chosen["effects"] == "horseshoe":
         sites |= {"openness": ((4,), per_latent), "local_scale": ((3, 4), per_target)}
     if chosen["graph"] in ("causal", "modulated"):
@@ -163,7 +163,7 @@ def normal(value: np.ndarray, mean: np.ndarray | float = 0.0, sd: np.ndarray | f
 
 
 # settings unlike any default, so that a default cannot hide a wrong formula
-SLAB = SpikeSlab(inclusion=0.3, strength=5.0, scale_spread=0.2)
+SLAB = SpikeSlab(inclusion=0.3, strength=5.0, activity=0.6, activity_strength=2.0, scale_spread=0.2)
 GRAPH = CausalGraph(density=0.4, weight=0.7)
 MODULATED = ModulatedGraph(density=0.4, weight=0.7, modulation=0.6, coupling=0.2, scale_spread=0.3)
 FIXED = FixedGraph(edges=((3, 0), (0, 1), (2, 1)), weight=0.7)  # against the latent order, too
@@ -188,7 +188,9 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
         total += normal(w, 0, v["effect_scale"])
     if "gates" in v:
         total += float(np.sum(stats.beta.logpdf(v["inclusion"], 1.5, 3.5)))
-        total += float(np.sum(stats.bernoulli.logpmf(v["gates"], v["inclusion"])))
+        total += float(stats.beta.logpdf(v["acting"], 3.0, 2.0))
+        total += float(np.sum(stats.beta.logpdf(v["activity"], 2 * v["acting"], 2 * (1 - v["acting"]))))
+        total += float(np.sum(stats.bernoulli.logpmf(v["gates"], v["activity"] * v["inclusion"])))
         w = v["gates"] * w
     k = w.shape[1]
     graph, coupling = np.zeros((len(design), k, k)), np.repeat(v["coupling"][None], len(design), axis=0)

@@ -12,6 +12,7 @@ from .bilinear import Bilinear
 from .interaction import Interaction
 from .saturating import Saturating
 from .scale import is_combination
+from .separate import Separate
 
 
 class Composition(Protocol):
@@ -30,9 +31,10 @@ class Composition(Protocol):
 
         `design` (conditions, targets) holds doses, `effects` (targets, latents) is w, and `unit` (latents,) is the
         number of control-cell standard deviations in one unit of each latent. `values` holds the part's fixed axes, too, if
-        it has any (`buffers(latents) -> dict`, see `Bilinear`).
+        it has any (`buffers(latents) -> dict`, see `Bilinear`). One whose `predicts_new` is False has predictions of combinations
+        that were not trained refused.
         """
         ...
 
 
-__all__ = ["Additive", "Bilinear", "Composition", "Interaction", "Saturating", "is_combination"]
+__all__ = ["Additive", "Bilinear", "Composition", "Interaction", "Saturating", "Separate", "is_combination"]

@@ -10,10 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SpikeSlabFit:
-    """member (N, K): probability that a score is from the slab. Expected numbers of openings and of the others, where a gate opens
+    """member (N, K): probability that a score is from the slab; rate (K,) of a column, pi_k. Expected numbers of openings and of the others, where a gate opens
     if both its column and its row do: open_columns, shut_columns (K,), open_rows, shut_rows (N, 1). acting: mean of a_n."""
 
     member: Tensor
+    rate: Tensor
     open_columns: Tensor
     shut_columns: Tensor
     open_rows: Tensor
@@ -52,5 +53,6 @@ def spike_slab_fit(
         total = (member * (mean.square() + spread)).sum(0)
         slab = (total / member.sum(0).clamp_min(1e-9)).clamp_min(1e-8)
     return SpikeSlabFit(
-        member, by_column.sum(0), (1 - by_column).sum(0), by_row.sum(1, keepdim=True), (1 - by_row).sum(1, keepdim=True), acting
-    )
+        member, rate, by_column.sum(0), (1 - by_column).sum(0), by_row.sum(1, keepdim=True), (1 - by_row).sum(1, keepdim=True),
+        acting,
+    )  # fmt: skip
