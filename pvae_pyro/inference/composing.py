@@ -184,7 +184,8 @@ def _weights(
     story: Story, misfit: Tensor, noise: Tensor, features: Tensor, strength: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Posterior mean and mean-field sd (features, latents) in the basis of `features`, which is put into the story."""
-    _, basis = torch.linalg.eigh(features.T @ features)
+    double = features.double()  # latents without effects make products that are no numbers in single precision
+    basis = torch.linalg.eigh(double.T @ double)[1].to(features.dtype)
     story.axes()["basis"].copy_(basis)
     turned = features @ basis
     precision = torch.einsum("df,dk,dg->kfg", turned, 1 / noise, turned)

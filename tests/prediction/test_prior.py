@@ -229,7 +229,8 @@ def test_what_fit_refuses_is_refused(screen: pv.Screen) -> None:
 
 def test_a_fit_to_cells_of_the_prior_finds_the_scale_that_was_drawn() -> None:
     composition, interaction = pv.Additive(scale=0.8, scale_spread=0.3), pv.Interaction(width=0.1)
-    linear = LINEAR | {"composition": composition, "interaction": interaction}
+    acting = pv.SpikeSlab(activity=0.9, strength=40.0)  # a world in which hardly anything acts tells no scale
+    linear = LINEAR | {"composition": composition, "interaction": interaction, "effects": acting}
     model = pv.PerturbedVAE(responsive=5, background=2, hidden=0, **linear)
     names = [f"T{i:02d}" for i in range(24)]
     pairs = [f"{a}+{b}" for a, b in zip(names, names[1:], strict=False)]

@@ -21,7 +21,7 @@ SPREAD = 0.3
 EVERY = {
     "normal": NormalEffects(SPREAD), "laplace": LaplaceEffects(SPREAD),
     "horseshoe": Horseshoe(open_share=0.3, strength=20.0, scale_spread=SPREAD),
-    "spike-slab": SpikeSlab(inclusion=0.3, strength=5.0, scale_spread=SPREAD),
+    "spike-slab": SpikeSlab(inclusion=0.3, strength=5.0, activity=0.6, activity_strength=2.0, scale_spread=SPREAD),
 }  # fmt: skip
 
 
@@ -68,7 +68,8 @@ def test_samples_follow_the_density_integrated_over_all_other_sites(name: str) -
     w = drawn(EVERY[name], torch.ones(N)).ravel()
     if name == "spike-slab":
         is_open = w != 0
-        assert is_open.mean() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / N))
+        # one target: all its gates share a_p, so that only their mean given it is known
+        assert is_open.mean() == pytest.approx(0.3 * activity(0), abs=4 * math.sqrt(0.21 / N))
         w = w[is_open]
     grid = np.geomspace(1e-4, 60, 120)
     values = distribution(name, grid)
@@ -85,11 +86,19 @@ def test_samples_follow_the_density_integrated_over_all_other_sites(name: str) -
 def test_the_size_of_effects_is_the_scale_asked_for(name: str) -> None:
     """E w^2 = scale^2 exp(2 spread^2), times the share of open gates."""
     w = drawn(EVERY[name], torch.full((N,), 2.0), seed=1).ravel()
-    expected = 4 * math.exp(2 * SPREAD**2) * (0.3 if name == "spike-slab" else 1.0)
+    expected = 4 * math.exp(2 * SPREAD**2) * (0.3 * activity(1) if name == "spike-slab" else 1.0)
     error = (w**2).std() / math.sqrt(N)
     assert (w**2).mean() == pytest.approx(expected, abs=4 * error)
     assert error < 0.06 * expected
     assert abs(w.mean()) < 4 * w.std() / math.sqrt(N)
+
+
+def activity(seed: int) -> float:
+    """The share a_p of the one target of `drawn` with this seed."""
+    pyro.set_rng_seed(seed)
+    with pyro.poutine.trace() as trace:
+        EVERY["spike-slab"].sample(plates(1, N), torch.ones(N))
+    return float(trace.trace.nodes["activity"]["value"])
 
 
 @pytest.mark.parametrize("name", EVERY)

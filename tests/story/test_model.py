@@ -89,7 +89,10 @@ def test_every_choice_states_the_sites_that_it_promises(chosen: dict[str, str], 
         if site["type"] == "sample" and not poutine.util.site_is_subsample(site):
             assert site["is_observed"] == (name == "x")
             # what the plates leave of a site's density is one number for each independent element
-            assert site["log_prob"].shape == torch.Size(f.size for f in sorted(site["cond_indep_stack"], key=lambda f: f.dim))
+            sizes = [f.size for f in sorted(site["cond_indep_stack"], key=lambda f: f.dim)]
+            if name == "activity":  # of targets alone, whose plate stands before that of latents
+                sizes.append(1)
+            assert site["log_prob"].shape == torch.Size(sizes)
             assert site["scale"] == (20 / 7 if name in ("z_b", "z_r", "x") else 1.0)
             assert torch.isfinite(site["log_prob"]).all()
     graph = story.globals().graph
@@ -174,7 +177,7 @@ INTERACTION = Interaction(width=0.4, width_spread=0.35, growth=0.7, stretch=0.2,
 def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], n_cells: int) -> float:
     """Log joint density by scipy, from the formulas of the docstrings, cell by cell and condition by condition."""
     model, design = story.model, story.design.numpy()
-    tau0, spread, unit = story.effect_scale.numpy(), story.spread.numpy(), story.unit.numpy()
+    tau0, typical, spread, unit = story.effect_scale.numpy(), story.typical.numpy(), story.spread.numpy(), story.unit.numpy()
     total, w = log_normal(v["effect_scale"], tau0, 0.2), v["effects"]
     if isinstance(model.effects, LaplaceEffects):
         total += float(np.sum(stats.laplace.logpdf(w, 0, v["effect_scale"] / np.sqrt(2))))
@@ -223,7 +226,7 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
             pairs = sum(length[p] * length[q] for p in range(len(u)) for q in range(p))
             shift[d] *= scale / np.sqrt(1 + pairs / capacity**2)
             s, eta, r = v["surprise"][number], v["interaction"][number], v["residual"][number]
-            width = v["kappa"] * np.sqrt(tau0**2 + 0.7 * ((u[:, None] * w) ** 2).sum(0))
+            width = v["kappa"] * np.sqrt(typical**2 + 0.7 * ((u[:, None] * w) ** 2).sum(0))
             total += log_normal(s, 1.0, 0.6) + normal(eta, 0, width * s) + normal(r, 0, 0.11 * spread * s)
             total += normal(v["stretch"][number], 0, 0.2)
             shift[d], residual[d], number = shift[d] * (1 + v["stretch"][number]) + eta, r, number + 1
@@ -268,7 +271,7 @@ def independent_log_joint(story: Story, cells: Cells, v: dict[str, np.ndarray], 
 def test_log_joint_density_against_scipy(parts: dict[str, object], seed: int, build: Build, cells_of: CellsOf) -> None:
     story = build(n_cells=50, interaction=INTERACTION, **parts).double()
     generator = torch.Generator().manual_seed(seed)
-    for buffer in (story.effect_scale, story.noise_start, story.spread, story.unit, story.level):
+    for buffer in (story.effect_scale, story.typical, story.noise_start, story.spread, story.unit, story.level):
         buffer.copy_(0.1 + torch.rand(len(buffer), dtype=torch.float64, generator=generator))
     cells = cells_of(story, 9, seed)
     cells = Cells(cells.expression.double(), cells.observed.double(), cells.condition, cells.batch, cells.library.double())
