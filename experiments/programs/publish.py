@@ -47,16 +47,22 @@ class Results:
 
 def programs(results: Results, arm: str) -> str:
     """One row a latent."""
-    head = ["latent", "share of squared effects", "one sign", "found again", "strongest targets (effect in control-cell sds)",
-            "genes raised", "genes lowered"]  # fmt: skip
+    head = ["latent", "share of squared effects", "one sign", "found again: restarts", "resampled cells",
+            "strongest targets (effect in control-cell sds)", "genes raised", "genes lowered"]  # fmt: skip
     rows = []
     for k in range(LATENTS):
-        values = [results.value(arm, f"latent {k}", metric) for metric in ("share", "one_sign", "worst_loadings_cosine")]
+        values = [results.value(arm, f"latent {k}", metric) for metric in ("share", "one_sign")]
+        again = [results.value(a, f"latent {k}", "worst_loadings_cosine") for a in (arm, arm.replace("restarts", OTHERS[0]))]
         targets = [f"{t} {v:+.1f}" for t, v in results.named(arm, k, "target", "effect")][:SHOWN]
         genes = list(results.named(arm, k, "gene", "loading"))
         up, down = ([g for g, v in genes if sign * v > 0][:SHOWN] for sign in (1, -1))
-        rows.append([str(k), f"{values[0]:.3f}", f"{values[1]:.2f}", f"{values[2]:.2f}", *map(", ".join, (targets, up, down))])
+        numbers = [str(k), f"{values[0]:.3f}", f"{values[1]:.2f}", *(_number(a) for a in again)]
+        rows.append(numbers + [", ".join(names) for names in (targets, up, down)])
     return markdown(head, rows)
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
 
 
 def stability(results: Results) -> str:
