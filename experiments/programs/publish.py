@@ -98,24 +98,20 @@ def biology(results: Results) -> str:
                     others.append("-" if np.isnan(pair[0]) else f"{pair[0]:.2f} ({pair[1]:.4f})")
                 own = _spread(results.fits(arm, group, metric), 2)
                 rows.append([f"{group}, {arm}", title, own, _spread(random, 2), _spread(p, 4), *others])
-            rows += _counts(results, arm, group)
+            rows.append(_counts(results, arm, group))
     return markdown(head, rows)
 
 
-def _counts(results: Results, arm: str, group: str) -> list[list[str]]:
-    titles = {
-        "members_whose_top_it_is": ("members whose largest effect is the shared latent", 0),
-        "members_of_one_sign": ("members of one sign there", 0),
-        "least_inclusion": ("least inclusion there", 3),
-    }
+def _counts(results: Results, arm: str, group: str) -> list[str]:
+    """One row: where the members' largest effects lie, their sign and gates there, and the neighbour's rank if there is one."""
+    metrics = {"members_whose_top_it_is": 0, "members_of_one_sign": 0, "least_inclusion": 3}
+    title = "members with their largest effect on the shared latent; of one sign; least inclusion"
     if group == "interferon":
-        titles[f"rank of {NEXT_TO_IT}"] = (f"rank of {NEXT_TO_IT} among the others", 0)
-    rows = []
-    for metric, (title, digits) in titles.items():
-        others = [results.value(arm, f"{group}, {whose}", metric) for whose in ("warm start", "measured shifts")]
-        shown = ["-" if np.isnan(v) else f"{v:.{digits}f}" for v in others]
-        rows.append([f"{group}, {arm}", title, _spread(results.fits(arm, group, metric), digits), "", "", *shown])
-    return rows
+        metrics[f"rank of {NEXT_TO_IT}"], title = 0, f"{title}; rank of {NEXT_TO_IT}"
+    start = [f"{results.value(arm, f'{group}, warm start', m):.{digits}f}" for m, digits in metrics.items()]
+    fits = [_spread(results.fits(arm, group, m), digits) for m, digits in metrics.items()]
+    shifts = results.value(arm, f"{group}, measured shifts", f"rank of {NEXT_TO_IT}")
+    return [f"{group}, {arm}", title, "; ".join(fits), "", "", "; ".join(start), "-" if np.isnan(shifts) else f"rank {shifts:.0f}"]
 
 
 def main() -> None:
