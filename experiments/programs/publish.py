@@ -110,8 +110,8 @@ def _counts(results: Results, arm: str, group: str) -> list[str]:
         metrics[f"rank of {NEXT_TO_IT}"], title = 0, f"{title}; rank of {NEXT_TO_IT}"
     start = [f"{results.value(arm, f'{group}, warm start', m):.{digits}f}" for m, digits in metrics.items()]
     fits = [_spread(results.fits(arm, group, m), digits) for m, digits in metrics.items()]
-    shifts = results.value(arm, f"{group}, measured shifts", f"rank of {NEXT_TO_IT}")
-    return [f"{group}, {arm}", title, "; ".join(fits), "", "", "; ".join(start), "-" if np.isnan(shifts) else f"rank {shifts:.0f}"]
+    rank = results.value(arm, f"{group}, measured shifts", f"rank of {NEXT_TO_IT}")
+    return [f"{group}, {arm}", title, "; ".join(fits), "", "", "; ".join(start), "-" if np.isnan(rank) else f"rank {rank:.0f}"]
 
 
 def main() -> None:
