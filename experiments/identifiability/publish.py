@@ -11,11 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..filling import fill
+from ..filling import fill, markdown
 from .arms import arms
 
 HERE = Path(__file__).parent
 FIGURE = "identified.png"
+DEVELOPMENT = (0, 1)  # worlds that the optimiser was developed on
 PUBLISHED = {
     "paper": {"mcc": 0.86, "r2_responsive": 0.95, "r2_background": 0.97},
     "paper-no-alignment": {"mcc": 0.81, "r2_responsive": 0.93, "r2_background": 0.66},
@@ -47,19 +48,23 @@ def table(results: pd.DataFrame) -> str:
 
 
 def verdict(results: pd.DataFrame) -> str:
-    """What was asked for beside what was reached, medians over seeds."""
+    """What was asked for beside what was reached: medians over all seeds, which decide, and over those of fresh worlds."""
+    fresh = reached(results[~results["seed"].isin(DEVELOPMENT)])
+    rows = []
+    for (what, goal), ours in reached(results).items():
+        rows.append([what, f">= {goal:.2f}", f"{ours:.3f}", "met" if ours >= goal else "not met", f"{fresh[what, goal]:.3f}"])
+    return markdown(["median over seeds", "asked", "ours", "verdict", "fresh seeds only"], rows)
+
+
+def reached(results: pd.DataFrame) -> dict[tuple[str, float], float]:
+    """What is asked for, (name, goal), and the median over seeds beside it."""
     medians = {m: float(np.median(values(results, "paper", m))) for m in ("mcc", "mcc_floor", "r2_responsive", "r2_background")}
-    goals = PUBLISHED["paper"].items()
-    rows = [(f"{COLUMNS[m]}, as published", f">= {goal:.2f}", medians[m], medians[m] >= goal) for m, goal in goals]
-    above = medians["mcc"] - medians["mcc_floor"]
-    rows.append(("MCC above its floor", ">= 0.05", above, above >= 0.05))
+    out = {(f"{COLUMNS[m]}, as published", goal): medians[m] for m, goal in PUBLISHED["paper"].items()}
+    out["MCC above its floor", 0.05] = medians["mcc"] - medians["mcc_floor"]
     without = values(results, "paper-no-alignment", "r2_background")
     if len(without):
-        lost = medians["r2_background"] - float(np.median(without))
-        rows.append(("R2 background lost without alignment", ">= 0.10", lost, lost >= 0.1))
-    rows.append(("aim: MCC", ">= 0.95", medians["mcc"], medians["mcc"] >= 0.95))
-    lines = [f"| {what} | {goal} | {value:.3f} | {'met' if met else 'not met'} |" for what, goal, value, met in rows]
-    return "\n".join(["| median over seeds | asked | ours | verdict |", "|---|---|---|---|", *lines])
+        out["R2 background lost without alignment", 0.1] = medians["r2_background"] - float(np.median(without))
+    return out | {("aim: MCC", 0.95): medians["mcc"]}
 
 
 def draw(results: pd.DataFrame, path: Path) -> None:

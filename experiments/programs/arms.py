@@ -118,6 +118,7 @@ def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
         for how, guide in (("restarts", again), ("resampled cells", pv.Ensemble(n=fits, resample=True))):
             out[f"{name} {how}"] = partial(run, name, model, guide, settings)
     out["papalexi without the targets' own genes"] = partial(run, "papalexi", model, again, settings, own_genes=False)
+    # is it the prior of 0.05 that keeps edges away?
     likely = model.replace(graph=pv.CausalGraph(density=0.5))
     out["papalexi edges likely a priori"] = partial(run, "papalexi", likely, again, settings)
     return out

@@ -47,16 +47,22 @@ class Results:
 
 def programs(results: Results, arm: str) -> str:
     """One row a latent."""
-    head = ["latent", "share of squared effects", "one sign", "found again", "strongest targets (effect in control-cell sds)",
-            "genes raised", "genes lowered"]  # fmt: skip
+    head = ["latent", "share of squared effects", "one sign", "found again: restarts", "resampled cells",
+            "strongest targets (effect in control-cell sds)", "genes raised", "genes lowered"]  # fmt: skip
     rows = []
     for k in range(LATENTS):
-        values = [results.value(arm, f"latent {k}", metric) for metric in ("share", "one_sign", "worst_loadings_cosine")]
+        values = [results.value(arm, f"latent {k}", metric) for metric in ("share", "one_sign")]
+        again = [results.value(a, f"latent {k}", "worst_loadings_cosine") for a in (arm, arm.replace("restarts", OTHERS[0]))]
         targets = [f"{t} {v:+.1f}" for t, v in results.named(arm, k, "target", "effect")][:SHOWN]
         genes = list(results.named(arm, k, "gene", "loading"))
         up, down = ([g for g, v in genes if sign * v > 0][:SHOWN] for sign in (1, -1))
-        rows.append([str(k), f"{values[0]:.3f}", f"{values[1]:.2f}", f"{values[2]:.2f}", *map(", ".join, (targets, up, down))])
+        numbers = [str(k), f"{values[0]:.3f}", f"{values[1]:.2f}", *(_number(a) for a in again)]
+        rows.append(numbers + [", ".join(names) for names in (targets, up, down)])
     return markdown(head, rows)
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
 
 
 def stability(results: Results) -> str:
@@ -92,24 +98,20 @@ def biology(results: Results) -> str:
                     others.append("-" if np.isnan(pair[0]) else f"{pair[0]:.2f} ({pair[1]:.4f})")
                 own = _spread(results.fits(arm, group, metric), 2)
                 rows.append([f"{group}, {arm}", title, own, _spread(random, 2), _spread(p, 4), *others])
-            rows += _counts(results, arm, group)
+            rows.append(_counts(results, arm, group))
     return markdown(head, rows)
 
 
-def _counts(results: Results, arm: str, group: str) -> list[list[str]]:
-    titles = {
-        "members_whose_top_it_is": ("members whose largest effect is the shared latent", 0),
-        "members_of_one_sign": ("members of one sign there", 0),
-        "least_inclusion": ("least inclusion there", 3),
-    }
+def _counts(results: Results, arm: str, group: str) -> list[str]:
+    """One row: where the members' largest effects lie, their sign and gates there, and the neighbour's rank if there is one."""
+    metrics = {"members_whose_top_it_is": 0, "members_of_one_sign": 0, "least_inclusion": 3}
+    title = "members with their largest effect on the shared latent; of one sign; least inclusion"
     if group == "interferon":
-        titles[f"rank of {NEXT_TO_IT}"] = (f"rank of {NEXT_TO_IT} among the others", 0)
-    rows = []
-    for metric, (title, digits) in titles.items():
-        others = [results.value(arm, f"{group}, {whose}", metric) for whose in ("warm start", "measured shifts")]
-        shown = ["-" if np.isnan(v) else f"{v:.{digits}f}" for v in others]
-        rows.append([f"{group}, {arm}", title, _spread(results.fits(arm, group, metric), digits), "", "", *shown])
-    return rows
+        metrics[f"rank of {NEXT_TO_IT}"], title = 0, f"{title}; rank of {NEXT_TO_IT}"
+    start = [f"{results.value(arm, f'{group}, warm start', m):.{digits}f}" for m, digits in metrics.items()]
+    fits = [_spread(results.fits(arm, group, m), digits) for m, digits in metrics.items()]
+    rank = results.value(arm, f"{group}, measured shifts", f"rank of {NEXT_TO_IT}")
+    return [f"{group}, {arm}", title, "; ".join(fits), "", "", "; ".join(start), "-" if np.isnan(rank) else f"rank {rank:.0f}"]
 
 
 def main() -> None:

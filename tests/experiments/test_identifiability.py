@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import ortho_group
 
+import pvae_pyro as pv
 from experiments.filling import fill
 from experiments.identifiability import arms, publish
+from pvae_pyro.inference.unmixing import Projection, UnmixSettings, _Run
 from pvae_pyro.simulate.identifiability import Identifiable, identifiable
+from pvae_pyro.story.mixing import LeakyMixing
 
 HERE = Path(arms.__file__).parent
 
@@ -69,3 +73,20 @@ def test_the_readme_holds_the_tables_of_the_results(tmp_path: Path) -> None:
     copy.write_text(text, encoding="utf-8")
     fill(copy, "identifiability", publish.tables(pd.read_csv(HERE / "results.csv")))
     assert copy.read_text(encoding="utf-8") == text
+
+
+def test_without_bends_no_linear_map_of_the_responsive_block_is_preferred(truth: Identifiable) -> None:
+    """Every condition has edges of its own, so that the ELBO with globals maximised out is the same for z_r and A z_r + C z_b."""
+    train = pv.Screen.from_anndata(truth.adata, "condition", scale="normalised")
+    projection = Projection.of(train.expression.toarray().astype(np.float64), 11)
+    y = projection(train)
+    run = _Run(arms.MODEL, train, y, projection, LeakyMixing(), UnmixSettings(trials=((1, 1),)), 0, None)
+    with torch.no_grad():
+        z, log_det = run.mixing.unmix(y)
+        generator = torch.Generator().manual_seed(0)
+        inside, across = torch.randn(4, 4, generator=generator), torch.randn(7, 4, generator=generator)
+        other = torch.cat([z[:, :7], z[:, 7:] @ inside + z[:, :7] @ across], 1)
+        before, after = run.profile(z, log_det), run.profile(other, log_det + torch.linalg.slogdet(inside)[1])
+        mixed = run.profile(torch.cat([z[:, :7] + z[:, 7:] @ across.T, z[:, 7:]], 1), log_det)
+    assert float(after) == pytest.approx(float(before), abs=0.02)
+    assert float(mixed) < float(before) - 1  # what would make the background follow the perturbation is not free
