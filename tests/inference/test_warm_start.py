@@ -320,7 +320,8 @@ def test_a_target_without_effects_keeps_its_gates_shut() -> None:
     assert brier[1] < 0.9 * brier[0]
     part = [float(spike_slab_fit(scores[rows], noise[rows], rows=(1.2, 2.8)).acting) for rows in (slice(20), slice(20, 60))]
     assert part[0] + 0.1 < float(told.acting) < part[1] - 0.1
-    assert told.open_rows[20:].min() > told.open_rows[:20].max()
+    # nine gates of ten open in those that act: hardly a null row is told to have as many
+    assert float((told.open_rows[20:] > told.open_rows[:20].T).double().mean()) > 0.98
     everything = told.open_rows + told.shut_rows
     torch.testing.assert_close(everything, torch.full_like(everything, 10.0))
 
