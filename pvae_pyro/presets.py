@@ -81,7 +81,7 @@ def discrepancy_vae(latents: int = LATENTS, nonzero: float = 1.0) -> Preset:
     generated and measured cells; G has a spike-and-slab prior instead of an L1 penalty; cells are not made from control cells
     but from the prior of eps.
     """
-    effects = SpikeSlab(inclusion=_share(nonzero, latents), strength=20.0)
+    effects = SpikeSlab(inclusion=_share(nonzero, latents), strength=20.0, activity_strength=0)
     return Preset(_additive(latents, effects=effects, graph=CausalGraph(), alignment=MMD()))
 
 
@@ -103,7 +103,7 @@ def svae_plus(latents: int = LATENTS, nonzero: float = 2.0, compose: bool = Fals
     refused. `compose=True` adds the shifts of its targets, which is not in the paper. A trained combination is one more
     condition, its shift dense. Beta prior of the share of open gates, as there.
     """
-    effects = SpikeSlab(inclusion=_share(nonzero, latents), strength=float(latents))
+    effects = SpikeSlab(inclusion=_share(nonzero, latents), strength=float(latents), activity_strength=0)
     model = _additive(latents, effects=effects)
     if not compose:
         model = model.replace(composition=Separate(predicts_new=False), interaction=OWN)
@@ -116,7 +116,7 @@ def sams_vae(latents: int = LATENTS, nonzero: float = 2.0) -> Preset:
     Exactly additive in the latents in every draw; no graph, no interaction, v(u) = 1. There pi = 0.01 of 200 latents. The rate of
     the gates is that of a Beta so narrow that it is fixed. There the likelihood is negative binomial: `model.replace` swaps it.
     """
-    effects = SpikeSlab(inclusion=_share(nonzero, latents), strength=1e4)
+    effects = SpikeSlab(inclusion=_share(nonzero, latents), strength=1e4, activity_strength=0)
     return Preset(_additive(latents, effects=effects))
 
 
