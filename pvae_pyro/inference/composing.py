@@ -38,13 +38,14 @@ class ComposedStart:
     """Site values with their sds on the unconstrained scale (None: as it is), and what `compose` makes of them.
 
     kappa: interaction widths (latents,) and the sds of their logs; stretch (combinations of `Shifts`,). None where too few
-    combinations say anything.
+    combinations say anything. `stretch_unit`: size of the stretches in multiples of the prior's.
     """
 
     sites: dict[str, tuple[Tensor, Tensor | None]]
     values: dict[str, Any]
     kappa: tuple[Tensor, Tensor] | None
     stretch: Tensor | None
+    stretch_unit: float = 1.0
 
     def compose(self, story: Story, design: Tensor, effects: Tensor) -> Tensor:
         """Mean effect (conditions, latents)."""
@@ -72,26 +73,27 @@ def start_composition(story: Story, data: Shifts) -> ComposedStart:
         return ComposedStart({}, values, None, None)
     part = story.model.interaction
     width = torch.tensor(max(part.width, 1e-3)).log()
-    u = _minimise(lambda v: _energy(story, data, free, v[:-1], v[-1], width), [*start, width])
-    sd = _curvature(lambda v: _energy(story, data, free, v[:-1], v[-1], width), u)
+    u = _minimise(lambda v: _energy(story, data, free, v, width), [*start, width, torch.zeros(())])
+    sd = _curvature(lambda v: _energy(story, data, free, v, width), u)
     placed: dict[str, tuple[Tensor, Tensor | None]] = {
-        site.name: (_forward(site, one), spread) for site, one, spread in zip(free, u[:-1], sd[:-1], strict=True)
+        site.name: (_forward(site, one), spread) for site, one, spread in zip(free, u[:-2], sd[:-2], strict=True)
     }
+    log_width, unit = u[-2], float(u[-1].exp())
     with torch.no_grad():
-        parts = _parts(story, data, free, u[:-1], u[-1])
-        stretch = parts.stretch(story.model.interaction.stretch)
+        parts = _parts(story, data, free, u[:-2], log_width)
+        stretch = parts.stretch(part.stretch * unit)
         misfit = parts.misfit - stretch.unsqueeze(1) * parts.composed
         if parts.features is not None:
             placed[WEIGHTS] = _weights(story, misfit, parts.noise, parts.features, parts.strength)
             misfit = misfit - parts.features @ story.axes()["basis"] @ placed[WEIGHTS][0]
         # half of a latent's own ratio, half of all: forty combinations do not tell every latent's width
         ratio = (misfit.square() / parts.noise).mean(0)
-        kappa = u[-1].exp() * (0.5 * ratio / ratio.mean() + 0.5).sqrt()
+        kappa = log_width.exp() * (0.5 * ratio / ratio.mean() + 0.5).sqrt()
         # d noise / d log kappa is 2 surprise2 width^2: the information of normal residuals about it, and the prior's
         share = parts.drawn / parts.noise
         kappa_sd = (2 * share.square().sum(0) + 1 / max(part.width_spread, 1e-3) ** 2).rsqrt()
         values, _ = _stated(story, sites, [_placed_inverse(site, placed) for site in sites])
-    return ComposedStart(placed, values, (kappa, kappa_sd), stretch)
+    return ComposedStart(placed, values, (kappa, kappa_sd), stretch, unit)
 
 
 def _place_axes(story: Story, data: Shifts) -> None:
@@ -125,13 +127,13 @@ class _Parts:
             return own
         return own + self.strength.square().reshape(-1, 1, 1) * (self.features @ self.features.T)
 
-    def negative_log_density(self, stretch: float) -> Tensor:
+    def negative_log_density(self, stretch: Tensor | None) -> Tensor:
         """Stretch ties the latents of a combination together: a term of as many dimensions as combinations (Woodbury)."""
         root = torch.linalg.cholesky(self.covariance())
         log_det = root.diagonal(dim1=-2, dim2=-1).log().sum()
         solved = torch.cholesky_solve(self.misfit.T.unsqueeze(-1), root).squeeze(-1)  # (latents, combinations)
         square = 0.5 * (self.misfit.T * solved).sum()
-        if stretch == 0:
+        if stretch is None:
             return square + log_det
         inverse = torch.cholesky_inverse(root)
         pull = stretch * (self.composed.T * solved).sum(0)
@@ -148,14 +150,14 @@ class _Parts:
         return torch.linalg.solve(coupled + torch.eye(len(pull)) / max(width, 1e-6) ** 2, pull)
 
 
-def _energy(
-    story: Story, data: Shifts, sites: list[Site], u: list[Tensor], log_width: Tensor, centre: Tensor
-) -> Tensor:
-    """Negative log evidence of the shifts, less the log priors of what is varied."""
-    parts = _parts(story, data, sites, u, log_width)
-    _, log_prior = _stated(story, sites, u)
-    evidence = parts.negative_log_density(story.model.interaction.stretch)
-    return evidence - log_prior + 0.5 * ((log_width - centre) / WIDTH_SPREAD).square()
+def _energy(story: Story, data: Shifts, sites: list[Site], u: list[Tensor], centre: Tensor) -> Tensor:
+    """Negative log evidence of the shifts, less the log priors of what is varied: sites, logs of the width and stretch's unit."""
+    *free, log_width, log_unit = u
+    parts = _parts(story, data, sites, free, log_width)
+    _, log_prior = _stated(story, sites, free)
+    part = story.model.interaction
+    evidence = parts.negative_log_density(part.stretch * log_unit.exp() if part.stretch else None)
+    return evidence - log_prior + 0.5 * (((log_width - centre).square() + log_unit.square()) / WIDTH_SPREAD**2)
 
 
 def _parts(story: Story, data: Shifts, sites: list[Site], u: list[Tensor], log_width: Tensor) -> _Parts:

@@ -14,6 +14,7 @@ from ..story import Story
 from .composing import WEIGHTS, ComposedStart, Shifts, composition_sites, start_composition
 from .effect_start import start_effects
 from .responding import of_responding
+from .surplus import outside_unit
 from .warm_start import Start
 
 log = logging.getLogger("pvae_pyro")
@@ -178,5 +179,7 @@ def _combinations(  # type: ignore[no-untyped-def]
     put(guide.combination_log_scale, np.log(start.score_sd[rows]))
     if composition.kappa is not None and composition.stretch is not None:
         guide.stretch_loc[measured[rows]] = composition.stretch
-        guide.stretch_log_scale.fill_(math.log(max(0.5 * part.stretch, 1e-3)))
+        guide.stretch_log_scale.fill_(math.log(max(0.5 * part.stretch * composition.stretch_unit, 1e-3)))
         family.place("kappa", *composition.kappa)
+        put(story.stretch_unit, composition.stretch_unit)
+        put(story.spread, outside_unit(start, np.flatnonzero(measured), part) * start.outside)

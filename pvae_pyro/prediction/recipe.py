@@ -195,7 +195,7 @@ class Recipe:
         noise = ConditionNoise(self.conditions[row], self.seed, len(self.draws))
         surprise = (part.surprise_spread * noise.normal("surprise", 1)).exp()
         residual = surprise * part.outside * story.spread * noise.normal("residual", len(story.spread)) * self.rate(row)
-        stretched = shift * (1 + part.stretch * noise.normal("stretch", 1))
+        stretched = shift * (1 + part.stretch * story.stretch_unit * noise.normal("stretch", 1))
         return stretched + surprise * width * noise.normal("interaction", story.n_latents), residual, v
 
     @cached_property

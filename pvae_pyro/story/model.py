@@ -132,6 +132,7 @@ class Story(nn.Module):
     level: Tensor
     spread: Tensor
     unit: Tensor
+    stretch_unit: Tensor
     order: Tensor | None
 
     def __init__(
@@ -148,6 +149,7 @@ class Story(nn.Module):
         self.register_buffer(
             "spread", torch.ones(n_genes)
         )  # within-condition sd of a gene: unit of the residual r
+        self.register_buffer("stretch_unit", torch.ones(()))  # unit of the stretch of combinations
         self.register_buffer("unit", torch.ones(responsive))  # control-cell sds in one unit of a latent
         axes = model.composition.buffers(responsive) if hasattr(model.composition, "buffers") else {}
         self._axes = tuple(axes)
@@ -206,7 +208,7 @@ class Story(nn.Module):
             if part.surprise_spread > 0:
                 surprise = pyro.sample("surprise", dist.LogNormal(torch.zeros_like(surprise), part.surprise_spread))
             if part.stretch > 0:
-                s = pyro.sample("stretch", dist.Normal(torch.zeros_like(surprise), part.stretch))
+                s = pyro.sample("stretch", dist.Normal(torch.zeros_like(surprise), part.stretch * self.stretch_unit))
                 eta = eta + s.unsqueeze(-1) * composed
             if part.width > 0:
                 sd = width * surprise.unsqueeze(-1)

@@ -313,7 +313,7 @@ def test_a_target_without_effects_keeps_its_gates_shut() -> None:
     scores = torch.as_tensor(np.where(gates, rng.normal(0, 1.5, gates.shape), 0) + rng.normal(0, 0.5, gates.shape))
     noise = torch.full_like(scores, 0.25)
     alone, told = spike_slab_fit(scores, noise), spike_slab_fit(scores, noise, rows=(1.2, 2.8))
-    # a null score beyond two sds, one in twenty, opens its gate where only latents have rates; with the target's own it takes three
+    # a null score beyond two sds, one in twenty, opens its gate where only latents have rates; else it takes three
     wrong = [float((one.member[:20] > 0.5).double().mean()) for one in (alone, told)]
     assert wrong[0] > 0.03 and wrong[1] < 0.0027 + 4 * (0.0027 / 200) ** 0.5
     brier = [float(((one.member.numpy() - gates) ** 2).mean()) for one in (alone, told)]

@@ -90,7 +90,7 @@ def test_random_numbers_outside_do_not_matter_and_are_left_alone() -> None:
 
 
 def test_gates_and_effects_follow_their_prior() -> None:
-    """400 targets: shares of open gates are inclusion times activity, effects have variance pi a tau^2, hyperparameters their own prior."""
+    """400 targets: shares of open gates are inclusion times activity, effects have variance pi a tau^2."""
     plan = pv.ScreenPlan({"control": 1} | {f"T{i:03d}": 1 for i in range(400)}, genes=20, effect=2.5)
     slab = pv.SpikeSlab(inclusion=0.3, strength=6.0, activity=0.6, activity_strength=3.0)
     model = pv.PerturbedVAE(responsive=10, background=2, hidden=0, effects=slab)

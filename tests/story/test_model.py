@@ -52,7 +52,8 @@ def expected_sites(chosen: dict[str, str], n: int) -> Sites:
         "z_b": ((n, 2), ("cells",)), "z_r": ((n, 4), ("cells",)), "x": ((n, 6), ("cells",)),
     }  # fmt: skip
     if chosen["effects"] == "spike-slab":
-        sites |= {"inclusion": ((4,), per_latent), "gates": ((3, 4), per_target), "acting": ((), ()), "activity": ((3, 1), ("targets",))}
+        sites |= {"inclusion": ((4,), per_latent), "gates": ((3, 4), per_target), "acting": ((), ()),
+                  "activity": ((3, 1), ("targets",))}  # fmt: skip
     if chosen["effects"] == "horseshoe":
         sites |= {"openness": ((4,), per_latent), "local_scale": ((3, 4), per_target)}
     if chosen["graph"] in ("causal", "modulated"):

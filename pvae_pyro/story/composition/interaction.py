@@ -23,6 +23,9 @@ class Interaction:
     `residual` (combinations, genes) r_dg ~ Normal(0, outside * sd_g), what lies outside the decoder's span
     `surprise` (combinations,) ~ LogNormal(0, surprise_spread): multiplies the widths of e and r, since some pairs surprise more
 
+    The units of `stretch` and `outside` are learnt from trained combinations, if there are three or more (`stretch_unit` and
+    `spread` of the story, by empirical Bayes), as kappa is; the prior's settings are then worth a few combinations.
+
     eta_d = s_d compose(w)_d + e_d. scale_k is the effect prior's typical size, so that a latent that neither target moves can
     interact, too. Zero for singles and control. Informed prior, source as `Saturating`.
     A width or spread of 0 takes its site out of the program: no `interaction`, `stretch`, `residual`, kappa or surprise fixed.

@@ -10,8 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SpikeSlabFit:
-    """member (N, K): probability that a score is from the slab; rate (K,) of a column, pi_k. Expected numbers of openings and of the others, where a gate opens
-    if both its column and its row do: open_columns, shut_columns (K,), open_rows, shut_rows (N, 1). acting: mean of a_n."""
+    """member (N, K): probability that a score is from the slab; rate (K,) of a column, pi_k; acting: mean of a_n.
+
+    Expected numbers of openings and of the others, where a gate opens if both its column and its row do: open_columns,
+    shut_columns (K,), open_rows, shut_rows (N, 1).
+    """
 
     member: Tensor
     rate: Tensor
