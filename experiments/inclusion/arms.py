@@ -17,7 +17,7 @@ from ..swap.arms import DATA
 
 NULLS, CELLS = 12, 150
 ALPHAS = (0.05, 0.1, 0.2)
-PRIORS = {"": pv.SpikeSlab(), ", sparse prior": pv.SpikeSlab(inclusion=0.1, strength=1000.0)}
+PRIORS = {"": pv.SpikeSlab(), ", no activity": pv.SpikeSlab(activity_strength=0)}
 SCREENS = {
     "Papalexi": ("papalexi_cells.h5ad", "target", "non-targeting", "replicate"),
     "semi-synthetic Norman": ("norman_semisynthetic.h5ad", "guide_ids", "", "gemgroup"),
