@@ -62,7 +62,8 @@ def closed_form(model: PerturbedVAE, screen: Screen, rows: NDArray[np.int64]) ->
     control = screen.conditions.index(CONTROL)
     others = [i for i in range(len(screen.conditions)) if i != control]
     n_cells = np.bincount(condition, minlength=len(screen.conditions)).astype(float)
-    variation = _told_control(variation, control, n_cells)
+    if not hasattr(model.penetrance, "start"):  # where cells escape, their odds hang on the control mean as measured
+        variation = _told_control(variation, control, n_cells)
     mean0 = _control_mean(variation, control)
     shrunk = shrink(
         variation.whiten(variation.means[others] - mean0), n_cells[others], np.ones(screen.n_genes)

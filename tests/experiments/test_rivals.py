@@ -169,13 +169,13 @@ def test_differences_are_paired_and_standing_follows_from_them() -> None:
     assert publish.differences(made_up(additive=1.0).query("arm != 'singles perturbed_vae'"), "singles").empty
 
 
-def test_every_rival_has_an_arm_and_budgets_are_equal() -> None:
+def test_every_rival_has_an_arm_and_budgets_are_equal_within_a_family() -> None:
     names = set(arms.arms())
     assert {f"{r} {n}" for r in arms.REGIMES for n in (*CLOSED, *FAMILY)} - names == {"singles kernel ridge"}
     assert {len(closed.grid) for closed in CLOSED.values()} <= {1, 8}
-    assert {len(rival.settings) for rival in FAMILY.values()} <= {1, 4}
+    assert {len(rival.settings) for rival in FAMILY.values()} <= {1, 2}
     assert arms.seeds_of(f"singles {OURS}") == (0, 1, 2) and arms.seeds_of("singles additive") == (0,)
-    assert arms.seeds_of("tune sena, 30 gene sets, rate 0.01") == (0,)
+    assert arms.seeds_of("tune sena, 30 gene sets, rate 0.003") == (0,)
 
 
 def test_the_readme_is_its_results() -> None:

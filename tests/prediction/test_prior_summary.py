@@ -22,7 +22,8 @@ PAIRS = pv.ScreenPlan({"control": 1, "A": 1, "B": 1, "C@0.5": 1, "A+B": 1, "A+B+
 
 
 def model(**parts: Any) -> pv.PerturbedVAE:
-    return pv.PerturbedVAE(responsive=6, background=2, hidden=0, **parts)
+    """Every target acts: of two that need not, most draws are of a screen without effects."""
+    return pv.PerturbedVAE(responsive=6, background=2, hidden=0, **{"effects": pv.SpikeSlab(activity_strength=0), **parts})
 
 
 @pytest.mark.parametrize("penetrance", [{}, {"penetrance": pv.Mixture()}], ids=["all respond", "some escape"])

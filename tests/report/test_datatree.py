@@ -197,7 +197,7 @@ def test_lp_is_the_prior_density_by_scipy() -> None:
         "pairing": stats.norm.logpdf(x["pairing"], 0, x["pairing_scale"][..., None, None] * story["typical"]),
         "noise": log_normal(x["noise"], story["noise_start"], 1.0),
         "surprise": log_normal(x["surprise"], 1.0, 0.3),
-        "stretch": stats.norm.logpdf(x["stretch"], 0, 0.15),
+        "stretch": stats.norm.logpdf(x["stretch"], 0, 0.15 * story["stretch_unit"]),
         "interaction": stats.norm.logpdf(x["interaction"], 0, x["kappa"][:, :, None] * story["typical"] * surprise),
         "residual": stats.norm.logpdf(x["residual"], 0, 0.07 * story["spread"] * surprise),
     }
