@@ -10,8 +10,7 @@ import torch
 from scipy import sparse
 
 from pvae_pyro.errors import InputError
-from pvae_pyro.inference import warm_start
-from pvae_pyro.inference import Fit, FitSettings, fit
+from pvae_pyro.inference import Fit, FitSettings, fit, warm_start
 from pvae_pyro.inference.covariance import cell_variation
 from pvae_pyro.inference.responding import along_shifts, of_responding
 from pvae_pyro.inference.warm_start import closed_form
