@@ -18,6 +18,7 @@ def differences(results: pd.DataFrame, reference: str = DEFAULT, arms: tuple[str
     """Every arm (or `arms`) minus `reference`: the rows of `difference_table`, and `seeds` that both were run with.
 
     A pair's score is its mean over seeds. The 95 % intervals hold two independent errors: pairs are resampled, and seeds differ.
+    Where an arm has a single seed, its seeds are taken to differ as those of the default do.
     """
     pairs = results[results["what"].str.contains("+", regex=False) & results["metric"].isin(METRICS)]
     names = [arm for arm in dict.fromkeys(pairs["arm"]) if arm != reference and (arms is None or arm in arms)]
@@ -31,8 +32,19 @@ def _one(pairs: pd.DataFrame, arm: str, reference: str) -> pd.DataFrame:
     mine = mine[mine["seed"].isin(seeds)].rename(columns={"arm": "method", "what": "condition"})
     rows = mine.groupby(["condition", "method", "metric"], as_index=False)["value"].mean()
     scores = Scores(rows.assign(n_targets=2, seen=2, stratum=STRATUM))
-    error = {(STRATUM, metric, arm): value for metric, value in seed_errors(mine, arm, reference).items()}
+    errors = seed_errors(mine, arm, reference) if len(seeds) > 1 else borrowed_errors(pairs)
+    error = {(STRATUM, metric, arm): value for metric, value in errors.items()}
     return difference_table(scores, [arm], reference, METRICS, draw_error=error).assign(seeds=len(seeds))
+
+
+def borrowed_errors(pairs: pd.DataFrame) -> dict[str, float]:
+    """Standard error, by metric, of a difference of two fits with one seed each, from the seeds of the default; nan without."""
+    means = pairs[pairs["arm"] == DEFAULT].groupby(["metric", "seed"])["value"].mean().groupby(level="metric")
+    n = int(means.size().min()) if len(means) else 0
+    if n < 2:
+        return dict.fromkeys(METRICS, float("nan"))
+    wider = student.ppf(0.975, n - 1) / student.ppf(0.975, BATCHES - 1)
+    return {str(metric): float(value) for metric, value in (wider * means.std(ddof=1) * np.sqrt(2)).items()}
 
 
 def seed_errors(rows: pd.DataFrame, arm: str, reference: str) -> dict[str, float]:

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import t as student
 from torch.distributions import kl_divergence
 
 import pvae_pyro as pv
 from experiments.ablations import arms, claims, publish
-from experiments.ablations.differences import differences
+from experiments.ablations.arms import METRICS
+from experiments.ablations.differences import BATCHES, borrowed_errors, differences
 from experiments.ablations.noise_site import NoiseGuide, NoiseSite, expected_at
 from experiments.filling import fill
 from pvae_pyro.inference.cells import CellStore
@@ -157,3 +159,14 @@ def test_the_readme_holds_the_tables_of_the_results(tmp_path: Path) -> None:
     copy.write_text(text, encoding="utf-8")
     fill(copy, "ablations", publish.tables(pd.read_csv(HERE / "results.csv")))
     assert copy.read_text(encoding="utf-8") == text
+
+
+def test_an_arm_of_one_seed_borrows_the_spread_of_the_defaults_seeds() -> None:
+    means = {0: 4.0, 1: 4.1, 2: 4.3}
+    rows = [("default", f"A+B{i}", metric, seed, mean + i) for metric in METRICS for seed, mean in means.items() for i in range(3)]
+    pairs = pd.DataFrame(rows, columns=["arm", "what", "metric", "seed", "value"])
+    found = borrowed_errors(pairs)
+    # two fits, each as far off as seeds are: sd x sqrt(2); Student's t of three seeds in units of that of the batches
+    wider = student.ppf(0.975, 2) / student.ppf(0.975, BATCHES - 1)
+    assert found["l2"] == pytest.approx(np.std(list(means.values()), ddof=1) * np.sqrt(2) * wider)
+    assert np.isnan(borrowed_errors(pairs.query("seed == 0"))["l2"])
