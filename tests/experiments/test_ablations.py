@@ -163,7 +163,8 @@ def test_the_readme_holds_the_tables_of_the_results(tmp_path: Path) -> None:
 
 def test_an_arm_of_one_seed_borrows_the_spread_of_the_defaults_seeds() -> None:
     means = {0: 4.0, 1: 4.1, 2: 4.3}
-    rows = [("default", f"A+B{i}", metric, seed, mean + i) for metric in METRICS for seed, mean in means.items() for i in range(3)]
+    each = [(metric, seed, i) for metric in METRICS for seed in means for i in range(3)]
+    rows = [("default", f"A+B{i}", metric, seed, means[seed] + i) for metric, seed, i in each]
     pairs = pd.DataFrame(rows, columns=["arm", "what", "metric", "seed", "value"])
     found = borrowed_errors(pairs)
     # two fits, each as far off as seeds are: sd x sqrt(2); Student's t of three seeds in units of that of the batches
