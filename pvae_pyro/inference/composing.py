@@ -78,7 +78,8 @@ def start_composition(story: Story, data: Shifts) -> ComposedStart:
     placed: dict[str, tuple[Tensor, Tensor | None]] = {
         site.name: (_forward(site, one), spread) for site, one, spread in zip(free, u[:-2], sd[:-2], strict=True)
     }
-    log_width, unit = u[-2], float(u[-1].exp())
+    # without a width of latents stretch would have to explain all that pairs do
+    log_width, unit = u[-2], float(u[-1].exp()) if part.width > 0 else 1.0
     with torch.no_grad():
         parts = _parts(story, data, free, u[:-2], log_width)
         stretch = parts.stretch(part.stretch * unit)
