@@ -78,8 +78,7 @@ def start_composition(story: Story, data: Shifts) -> ComposedStart:
     placed: dict[str, tuple[Tensor, Tensor | None]] = {
         site.name: (_forward(site, one), spread) for site, one, spread in zip(free, u[:-2], sd[:-2], strict=True)
     }
-    # without a width of latents stretch would have to explain all that pairs do
-    log_width, unit = u[-2], float(u[-1].exp()) if part.width > 0 else 1.0
+    log_width, unit = u[-2], float(u[-1].exp())
     with torch.no_grad():
         parts = _parts(story, data, free, u[:-2], log_width)
         stretch = parts.stretch(part.stretch * unit)
@@ -157,7 +156,9 @@ def _energy(story: Story, data: Shifts, sites: list[Site], u: list[Tensor], cent
     parts = _parts(story, data, sites, free, log_width)
     _, log_prior = _stated(story, sites, free)
     part = story.model.interaction
-    evidence = parts.negative_log_density(part.stretch * log_unit.exp() if part.stretch else None)
+    # without a width of latents stretch would have to explain all that pairs do: then it is not learnt
+    unit = log_unit.exp() if part.width > 0 else torch.ones(())
+    evidence = parts.negative_log_density(part.stretch * unit if part.stretch else None)
     return evidence - log_prior + 0.5 * (((log_width - centre).square() + log_unit.square()) / WIDTH_SPREAD**2)
 
 
