@@ -22,6 +22,7 @@ from .closed import Known
 FOLDS = 5
 CELLS = 150  # of a condition of the real pseudobulk: about what a condition of the semi-synthetic screen has
 ABOVE = 30.0  # added to every gene, because no file holds values below zero; an identity link does not mind
+LEAST = 0.3  # share of a gene's sd over singles that is noise at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +102,14 @@ def real_pseudobulk(cells: int = CELLS) -> Bench:
 def noise_of(singles: NDArray[np.float64], rounds: int = 20) -> NDArray[np.float64]:
     """Sd of the noise of every gene's measured shift (G,): what the directions above the noise leave of the singles (P, G).
 
-    Which directions stand above it depends on the noise itself: begun at the sd of all, the two are found in turn.
+    Which directions stand above it depends on the noise itself: begun at the sd of all, the two are found in turn. A gene that
+    gets a direction of its own would be told to have no noise and then outweigh all others (a Heywood case of factor
+    analysis): at least `LEAST` of its sd is noise.
     """
     sd, n = singles.std(axis=0), len(singles)
+    least = LEAST * sd
     for _ in range(rounds):
         found = shrink(singles, np.ones(n), sd)
         left = singles - found.project(singles) @ found.loadings
-        sd = np.sqrt((left**2).sum(axis=0) / max(n - found.rank, 1))
+        sd = np.maximum(np.sqrt((left**2).sum(axis=0) / max(n - found.rank, 1)), least)
     return np.asarray(sd)
