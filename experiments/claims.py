@@ -32,6 +32,15 @@ def value(experiment: str, arm: str, what: str, metric: str, how: str = "mean") 
     return float(found.agg(how))
 
 
+def fresh_worlds(metric: str, developed_on: int = 2) -> float:
+    """Median over the seeds whose worlds the optimiser was not developed on."""
+    d = results("identifiability")
+    mine = d[
+        (d["arm"] == "paper") & (d["what"] == "model") & (d["metric"] == metric) & (d["seed"] >= developed_on)
+    ]
+    return float(mine["value"].median())
+
+
 def identifiability() -> list[Row]:
     """The paper's Table 1 and what its theorem asks for."""
 
@@ -45,16 +54,10 @@ def identifiability() -> list[Row]:
         ("R2 of the background block", "r2_background", 0.97, 0.66),
     )
     for name, metric, published, _ in names:
-        found = of("paper", metric)
-        rows.append(
-            (
-                f"{name}, with alignment",
-                f"{published}",
-                f"{found:.3f}",
-                YES if found >= published else NO,
-                "identifiability",
-            )
-        )
+        found, fresh = of("paper", metric), fresh_worlds(metric)
+        verdict = NO if found < published else YES if fresh >= published else PARTLY
+        ours = f"{found:.3f} ({fresh:.3f} on worlds not used in development)"
+        rows.append((f"{name}, with alignment", f"{published}", ours, verdict, "identifiability"))
     lost = of("paper", "r2_background") - of("paper-no-alignment", "r2_background")
     rows.append(
         (
@@ -159,7 +162,7 @@ def ablations() -> list[Row]:
         (
             "z_b collapses without alignment or with d_r >= d_b",
             "KL to 0",
-            f"{min(known):.0f} to {max(known):.0f} % of its latents in use",
+            f"at least {min(known):.0f} % of its latents in use",
             verdict,
             "ablations",
         )
