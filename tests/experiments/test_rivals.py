@@ -14,7 +14,7 @@ from experiments.rivals import arms, publish
 from experiments.rivals.closed import CLOSED, Known
 from experiments.rivals.family import FAMILY, OURS, gene_sets
 from experiments.rivals.scoring import MEAN, errors, scored, widened
-from experiments.rivals.screens import Bench, noise_of, real_pseudobulk, simulated
+from experiments.rivals.screens import LEAST, Bench, noise_of, real_pseudobulk, simulated
 from pvae_pyro.evaluation.baselines import KERNEL_RIDGE, SHRUNK, baselines
 
 HERE = Path(arms.__file__).parent
@@ -128,9 +128,17 @@ def test_pseudo_cells_have_exactly_the_measured_means(shared_data) -> None:  # t
 def test_noise_is_what_the_leading_directions_leave() -> None:
     rng = np.random.default_rng(0)
     sd = np.array([0.1, 0.2] * 100)
-    low_rank = rng.normal(size=(120, 5)) @ rng.normal(size=(5, 200)) * 3
+    low_rank = rng.normal(size=(120, 5)) @ rng.normal(size=(5, 200)) * 0.08
     found = noise_of(low_rank + sd * rng.normal(size=(120, 200)))
     assert found[::2].mean() == pytest.approx(0.1, rel=0.15) and found[1::2].mean() == pytest.approx(0.2, rel=0.15)
+
+
+def test_a_gene_with_a_direction_of_its_own_keeps_some_noise() -> None:
+    rng = np.random.default_rng(1)
+    loading = np.array([10.0] + [0.1] * 199)  # a gene that is the direction itself, which leaves nothing of it
+    shifts = rng.normal(size=(120, 1)) * loading + 0.1 * rng.normal(size=(120, 200))
+    found = noise_of(shifts)
+    assert found[0] == pytest.approx(LEAST * shifts[:, 0].std()) and found[1:].mean() == pytest.approx(0.1, rel=0.05)
 
 
 def test_gene_sets_hold_every_gene_once(bench: Bench) -> None:
