@@ -153,8 +153,6 @@ def test_claims_are_judged_by_the_paired_interval() -> None:
 
 
 def test_the_readme_holds_the_tables_of_the_results(tmp_path: Path) -> None:
-    if not (HERE / "results.csv").exists():
-        pytest.skip("no arm was run yet")
     text, copy = (HERE / "README.md").read_text(encoding="utf-8"), tmp_path / "README.md"
     copy.write_text(text, encoding="utf-8")
     fill(copy, "ablations", publish.tables(pd.read_csv(HERE / "results.csv")))
