@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..filling import fill, markdown
+from .arms import FRESH
 
 HERE = Path(__file__).parent
 ROWS = (  # row, arm, what, metric, what was asked
@@ -26,11 +27,17 @@ ROWS = (  # row, arm, what, metric, what was asked
 
 
 def table(results: pd.DataFrame) -> str:
-    """Mean over seeds of the default and of the prior without activity."""
-    mean = results.groupby(["arm", "what", "metric"])["value"].mean()
-    rows = [[row, *(f"{mean[arm + suffix, what, metric]:.3f}" for suffix in ("", ", no activity")), asked]
-            for row, arm, what, metric, asked in ROWS]  # fmt: skip
-    return markdown(["mean over seeds (three; one for Norman)", "default", "without activity", "asked"], rows)
+    """Mean over seeds of the default, also on splits that nothing was chosen on, and of the prior without activity."""
+    fresh = [seed in FRESH.get(arm, ()) for arm, seed in zip(results["arm"], results["seed"], strict=True)]
+    by = ["arm", "what", "metric"]
+    seen, unseen = (part.groupby(by)["value"].mean() for part in (results[~pd.Series(fresh)], results[pd.Series(fresh)]))
+    rows = []
+    for row, arm, what, metric, asked in ROWS:
+        fresh_value = f"{unseen[arm, what, metric]:.3f}" if arm in FRESH else "-"
+        without = f"{seen[arm + ', no activity', what, metric]:.3f}"
+        rows.append([row, f"{seen[arm, what, metric]:.3f}", fresh_value, without, asked])
+    head = ["mean over seeds (three; one for Norman)", "default", "default, fresh splits", "without activity", "asked"]
+    return markdown(head, rows)
 
 
 if __name__ == "__main__":

@@ -189,8 +189,11 @@ class Fit:
                 rank,
             )
             guide = self._only.guide.build(story)
-        story.load_state_dict(_part(self.state, "story."))
-        guide.load_state_dict(_part(self.state, "guide."))
+        for module, prefix in ((story, "story."), (guide, "guide.")):
+            saved = _part(self.state, prefix)
+            if set(saved) != set(module.state_dict()):
+                raise InputError("the fit was saved by another version, with other parameters; it has to be run again.")
+            module.load_state_dict(saved)
         return story.eval(), guide.eval()
 
     def effects_table(self, draws: int = 200, seed: int = 0) -> pd.DataFrame:

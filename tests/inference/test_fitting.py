@@ -327,3 +327,11 @@ def test_held_out_cells_tell_noise_that_is_too_small(screen: ScreenOf) -> None:
     assert found is not None and found < share - 0.1
     assert next(f for f in narrow.diagnose() if f.topic == "calibration on held-out cells").level != "fine"
     assert held_out_coverage(quick(data, settings=FitSettings(epochs=0, validation=0.0))) is None
+
+
+def test_parameters_of_another_version_are_refused_in_a_sentence(screen: ScreenOf) -> None:
+    one = quick(screen(controls=60, cells_per_condition=20, genes=30), settings=FitSettings(epochs=0, validation=0.0))
+    state = {name: values for name, values in one.state.items() if name != "story.typical"}
+    older = dataclasses.replace(one, trained=(dataclasses.replace(one.trained[0], state=state),))
+    with pytest.raises(InputError, match="another version"):
+        older.predict(["T01"], draws=2)
