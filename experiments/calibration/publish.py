@@ -47,8 +47,8 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
     }
     widths = {arm: (arm, "model") for arm in dict.fromkeys(results["arm"]) if ":" in arm}
     screens = {
-        f"{preset}, {regime} trained, five screens": (f"{preset}, {regime}", "model")
-        for preset in ("averaging", "synergy") for regime in ("singles", "half of pairs")
+        f"{preset}, {regime} trained, {number} screens": (f"{preset}, {regime}", "model")
+        for preset in ("averaging", "synergy") for regime, number in (("singles", "five"), ("half of pairs", "ten"))
     }  # fmt: skip
     return {
         "claims": _table(results, claims, "odd doubles, intervals cover"),
