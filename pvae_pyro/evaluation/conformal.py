@@ -15,6 +15,8 @@ from scipy.stats import beta
 Array = NDArray[np.float64]
 
 PROFILE_SHARE = 0.9
+GENE_SCORES = 50
+_BLOCK = 10_000_000  # entries of the ends of candidate intervals held at a time
 
 
 def relative_error(mean: ArrayLike, sd: ArrayLike, measured: ArrayLike) -> Array:
@@ -93,31 +95,52 @@ def left_out_factors(
     return np.array([pooled_factor(ratios[rows != row], level) for row in rows])
 
 
+def gene_scores(mean: ArrayLike, sd: ArrayLike, measured: ArrayLike, count: int = GENE_SCORES) -> Array:
+    """``|y - mean| / sd`` of each pair's genes (P, G), thinned to ``count`` order statistics that stand for equal shares.
+
+    The ``ceil(j G / count)``-th smallest for j = 1 to count, (P, count), never below the genes that they stand for; all of them
+    where there are no more. Scores of ``cv_plus`` under which a random gene of a new pair is inside.
+    """
+    ratio = np.sort(relative_error(mean, sd, measured), axis=-1)
+    genes = ratio.shape[-1]
+    kept = min(count, genes)
+    place = np.ceil(np.arange(1, kept + 1) * genes / kept - 1e-9).astype(int) - 1
+    return np.asarray(ratio[..., place])
+
+
 def cv_plus(
     scores: ArrayLike, fold: ArrayLike, mean: ArrayLike, sd: ArrayLike, level: float
 ) -> tuple[Array, Array]:
     """CV+ ends (C, G) of new pairs, low and high, from K cross-validated fits.
 
-    scores (P,), such as ``profile_scores`` of each calibration pair from the fit that left it out; fold (P,), which of the K
-    fits that was; mean, sd (K, C, G): what each fit says of the new pairs. Per gene, low is the ``floor((1 - level)(P + 1))``-th
-    smallest of ``mean_k(i) - S_i sd_k(i)`` over i, high the ``ceil(level (P + 1))``-th smallest of the sums; infinite where
-    there is no such place. With profile scores a new pair has its share of genes inside both bounds of at least
-    ``2 level - 1`` and usually ``level``. Raises ValueError for a fold without a prediction.
+    scores (P,) or (P, M): of each calibration pair from the fit that left it out, such as ``profile_scores`` (one for a pair)
+    or ``gene_scores`` (M, of weight 1 / M each). fold (P,): which of the K fits that was; mean, sd (K, C, G): what each
+    fit says of the new pairs. Per gene, high is the ``ceil(level (P + 1) M)``-th smallest of ``mean_k(i) + S_im sd_k(i)`` over i
+    and m, low as many-th largest of the differences; infinite where there is no such place. A new pair
+    has its share of genes (profile scores), or a random one of its genes (gene scores), inside both bounds with probability of
+    at least ``2 level - 1`` and usually ``level``. Raises ValueError for a fold without a prediction.
     """
     s, which = np.asarray(scores, float), np.asarray(fold, np.int64)
     centre, width = np.asarray(mean, float), np.asarray(sd, float)
-    if s.shape != which.shape or centre.shape != width.shape or centre.ndim != 3:
+    if s.ndim not in (1, 2) or which.shape != s.shape[:1] or centre.shape != width.shape or centre.ndim != 3:
         raise ValueError("CV+ needs one fold per score, and predictions of shape (folds, conditions, genes)")
     if len(which) and not (which.min() >= 0 and which.max() < len(centre)):
         raise ValueError(f"CV+ has predictions of {len(centre)} folds, but the scores name others")
-    count = len(s)
-    below = int(np.floor((1 - level) * (count + 1) + 1e-9))
-    above = int(np.ceil(level * (count + 1) - 1e-9))
+    each = s.shape[1] if s.ndim == 2 else 1
+    flat, which = s.reshape(-1), np.repeat(which, each)
+    above = int(np.ceil(level * (len(s) + 1) * each - 1e-9))
+    below = len(flat) + 1 - above
+    never = np.isinf(flat)  # no multiple of sd was enough, nor is one of an sd of 0
+    flat = np.where(never, 0.0, flat)[:, None]
     low, high = np.full(centre.shape[1:], -np.inf), np.full(centre.shape[1:], np.inf)
+    step = max(1, _BLOCK // max(len(flat), 1))
     for row in range(centre.shape[1]):
-        reach = s[:, None] * width[which, row]
-        if below >= 1:
-            low[row] = np.partition(centre[which, row] - reach, below - 1, axis=0)[below - 1]
-        if above <= count:
-            high[row] = np.partition(centre[which, row] + reach, above - 1, axis=0)[above - 1]
+        for start in range(0, centre.shape[2], step):
+            part = slice(start, start + step)
+            middle = centre[which, row, part]
+            reach = np.where(never[:, None], np.inf, flat * width[which, row, part])
+            if below >= 1:
+                low[row, part] = np.partition(middle - reach, below - 1, axis=0)[below - 1]
+            if above <= len(flat):
+                high[row, part] = np.partition(middle + reach, above - 1, axis=0)[above - 1]
     return low, high

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pvae_pyro.errors import InputError
+from pvae_pyro.evaluation import cv_intervals
 from pvae_pyro.evaluation.bootstrap import RESAMPLES
 from pvae_pyro.evaluation.compare import MINIMUM_DRAWS, Comparison, prediction, singles
 from pvae_pyro.evaluation.differences import ordered_strata
@@ -43,7 +44,7 @@ class Fold:
 
     held_out: conditions predicted; training_cells: number of cells fitted to; fit_seconds and predict_seconds:
     wall time; genes (G,); mean and sd (held out, G): the predicted measured pseudobulks, for the held-out
-    numbers of cells.
+    numbers of cells; measured (held out, G): what was found. fit: the `Fit`, where fits are kept.
     """
 
     held_out: Names
@@ -53,6 +54,8 @@ class Fold:
     genes: NDArray[np.str_]
     mean: Array
     sd: Array
+    measured: Array | None = None
+    fit: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +113,34 @@ class CrossValidation:
         rows = pd.concat([one._scores(name).rows for one, name in zip((self, other), names, strict=True)])
         return Comparison.of(Scores(rows), names, names[1], resamples=resamples, seed=seed)
 
+    def coverage(self, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+        """How much of what folds held out lies inside their intervals: a row per stratum, method and level.
+
+        Columns stratum, method, level, coverage (mean over conditions of the share of genes), low, high (95 % bootstrap over
+        conditions), conditions, factor. Method "raw": the model's own intervals. "group conformal over pairs", post hoc, for
+        combinations: mean +- factor x sd, where a pair's factor is the one that the others ask for
+        (`conformal.left_out_factors`; the column has its mean); without the levels that so few pairs do not allow.
+        """
+        return cv_intervals.coverage(self, resamples, seed)
+
+    def intervals(
+        self,
+        conditions: Sequence[str],
+        level: float = 0.9,
+        *,
+        n_cells: int | Mapping[str, int] | None = None,
+        draws: int = 200,
+        seed: int = 0,
+    ) -> cv_intervals.PairIntervals:
+        """Raw and "CV+ over pairs" intervals of combinations that no fold had; needs `cross_validate(..., keep_fits=True)`.
+
+        n_cells: cells of the pseudobulks, as in `Fit.predict`. draws: of every fold's fit. Genes are those that all folds have.
+        CV+ learns from the held-out combinations of the same stratum, which must be exchangeable with those asked for:
+        pairs picked for their expected effects are not. Raises InputError for fits that were not kept, conditions that the
+        folds know, that are no combinations or of a stratum that no fold held out, and a level outside of 0 to 1.
+        """
+        return cv_intervals.intervals(self, conditions, level, n_cells, draws, seed)
+
     def __str__(self) -> str:
         conditions = len(set(self.rows["condition"]))
         seconds = ", ".join(f"{one:.1f}" for one in self.seconds)
@@ -164,6 +195,7 @@ def cross_validate(
     genes: str | int | Path = "all",
     device: str = "auto",
     progress: bool = True,
+    keep_fits: bool = False,
 ) -> CrossValidation:
     """Fit every fold from scratch on its own training cells, predict what it holds out, and score that.
 
@@ -172,7 +204,8 @@ def cross_validate(
     (`condition_folds`, with this seed), lists of held-out conditions, or `Split`s. Everything that is learnt,
     such as which genes are active, shrinkage and the closed-form start, comes from the fold's training cells;
     so does the choice of genes where ``genes`` is a number (the most variable). draws: posterior draws of the
-    predictions. One fold is in memory at a time, unless Splits are given. Raises InputError for splits that
+    predictions. One fold is in memory at a time, unless Splits are given. keep_fits: keep each fold's `Fit`, which
+    `CrossValidation.intervals` asks for pairs that no fold had. Raises InputError for splits that
     hold out nothing, control or unknown conditions, before anything is fitted, and whatever `fit` raises.
     """
     from pvae_pyro.inference import fit
@@ -227,6 +260,8 @@ def cross_validate(
                 genes=np.asarray(truth.genes),
                 mean=np.asarray(predicted.mean, float),
                 sd=predicted.draws.std(axis=0, ddof=1, dtype=np.float64),
+                measured=np.asarray(truth.mean, float),
+                fit=fitted if keep_fits else None,
             )
         )
     table = pd.concat(rows, ignore_index=True)
