@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from pvae_pyro import outputs
-from pvae_pyro.cli_scored import note_of, read_test
+from pvae_pyro.cli_scored import note_of, read_cells, read_test
 from pvae_pyro.errors import InputError
 
 if TYPE_CHECKING:
@@ -269,22 +269,29 @@ def evaluate(
         Path | None,
         typer.Option(metavar="TEST.h5ad", help="Cells to score on (default: what the fit held out)."),
     ] = None,
+    cells: Annotated[
+        bool, typer.Option("--cells", help="Score new cells as well, not only pseudobulks; needs --test.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Score predictions of held-out conditions beside baselines, and write a report."""
     from pvae_pyro.runs import open_run
 
     outputs.check_new_folder(out, overwrite, REPORT_MARKER, REPORT_KIND)
+    if cells and test is None:
+        raise InputError("--cells needs the cells themselves, but a run keeps summaries only; give them with --test.")
     opened = open_run(run)
 
     from pvae_pyro.inference import Fit
     from pvae_pyro.report import evaluate_run
 
     fit = Fit.load(opened.fit)
-    truth = opened.held_out() if test is None else read_test(test, opened, fit)
+    measured = None if test is None else read_cells(test, opened, fit)
+    truth = opened.held_out() if measured is None else measured.summary()
     with outputs.staged(out) as (folder,):
         note = note_of(test) if test else opened.facts["note"]
-        report = evaluate_run(fit, truth, folder, seed=opened.settings["seed"], data_note=note)
+        shown = measured if cells else None
+        report = evaluate_run(fit, truth, folder, seed=opened.settings["seed"], data_note=note, cells=shown)
         facts = {"run": run.name, "test": test.name if test else None, "seed": opened.settings["seed"]}
         outputs.write_marker(folder, REPORT_MARKER, REPORT_KIND, facts)
     typer.echo(f"The report is in {out / report.name}.")

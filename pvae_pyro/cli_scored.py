@@ -12,6 +12,7 @@ from pvae_pyro.errors import InputError
 if TYPE_CHECKING:
     from pvae_pyro.inference import Fit
     from pvae_pyro.runs import Run
+    from pvae_pyro.screen import Screen
     from pvae_pyro.summary import ConditionSummary
 
 
@@ -27,6 +28,11 @@ def note_of(path: Path) -> str:
 
 def read_test(path: Path, run: Run, fit: Fit) -> ConditionSummary:
     """Measured summaries of a test file's perturbed conditions, read as the data of the run were."""
+    return read_cells(path, run, fit).summary()
+
+
+def read_cells(path: Path, run: Run, fit: Fit) -> Screen:
+    """Cells of a test file's perturbed conditions, read as the data of the run were."""
     from pvae_pyro.labels import CONTROL, parse_request
     from pvae_pyro.screen import Screen
 
@@ -43,4 +49,4 @@ def read_test(path: Path, run: Run, fit: Fit) -> ConditionSummary:
     parse_request(perturbed, fit.known_targets)
     for notice in screen.notices:
         typer.echo(notice)
-    return screen.restrict(perturbed).select_genes([str(gene) for gene in fit.genes]).summary()
+    return screen.restrict(perturbed).select_genes([str(gene) for gene in fit.genes])

@@ -256,6 +256,27 @@ def test_a_test_file_is_scored_on_its_own_cells_and_labels(
     np.testing.assert_allclose(truth.mean[0], expected, rtol=1e-5)
 
 
+def test_cells_are_scored_when_asked_and_there(
+    fitted: Path, cells: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Screen | None] = []
+
+    def stand_in(fit: Fit, truth: ConditionSummary, out_dir: Path, **settings: Any) -> Path:
+        given.append(settings["cells"])
+        out_dir.mkdir(exist_ok=True)
+        (out_dir / "report.md").write_text("report\n", encoding="utf-8")
+        return out_dir / "report.md"
+
+    monkeypatch.setattr(pvae_pyro.report, "evaluate_run", stand_in)
+    assert "--test" in refused("evaluate", fitted, "--cells", "--out", tmp_path / "report")
+    part = cells[cells.obs["condition"].isin(PAIRS[:2])].copy()
+    part.write_h5ad(tmp_path / "test.h5ad")
+    for flags in ((), ("--cells",)):
+        done("evaluate", fitted, "--test", tmp_path / "test.h5ad", *flags, "--out", tmp_path / f"report{len(flags)}")
+    assert given[0] is None and given[1] is not None
+    assert given[1].n_cells == part.n_obs and set(given[1].conditions) == set(PAIRS[:2])
+
+
 def test_reports_are_replaced_only_when_asked_and_only_if_they_are_reports(
     fitted: Path, tmp_path: Path, scored: list[ConditionSummary]
 ) -> None:

@@ -195,6 +195,27 @@ class Posterior:
             out[:, self.active] = self.recipe.cells(row, numbers, generator).numpy()
         return out
 
+    def cell_log_density(self, condition: str, cells: Array, genes: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """Log density of measured new cells (n, genes) of one condition, (n,), in nats, from its predicted mean and covariance.
+
+        cells: log expression on the scale of the predictions, genes in the order of `genes` (default: all). Genes that no
+        training cell had are left out. What law that is: `prediction.cell_density`. Raises InputError for a gene or shape that
+        does not fit.
+        """
+        from .cell_density import cell_log_density
+
+        names = [str(g) for g in (self.genes if genes is None else genes)]
+        place = {str(g): i for i, g in enumerate(self.genes)}
+        if absent := [g for g in names if g not in place]:
+            raise InputError(f"the gene {absent[0]!r} was not predicted; ask for genes of the posterior.")
+        values = np.asarray(cells)
+        if values.ndim != 2 or values.shape[1] != len(names):
+            raise InputError(f"cells must have a column for each of {len(names)} genes, but their shape is {values.shape}.")
+        at = np.array([place[g] for g in names], dtype=np.int64)
+        kept = self.active[at]
+        columns = (np.cumsum(self.active) - 1)[at[kept]]
+        return cell_log_density(self.recipe, self._row(condition), values[:, kept], columns)
+
     def to_datatree(self, test: ConditionSummary | None = None, *, genes: Sequence[str] | None = None) -> DataTree:
         """These predictions as an ArviZ DataTree, see `docs/arviz.md`; chains are the members of an ensemble.
 

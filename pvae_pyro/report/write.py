@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from pvae_pyro.evaluation.scores import PERFECT
 from pvae_pyro.outputs import staged
 from pvae_pyro.report.calibrating import calibrate
 from pvae_pyro.report.calibration_text import calibration_figures, calibration_section
+from pvae_pyro.report.cells import cells_section, score_cells
 from pvae_pyro.report.further import further_section
 from pvae_pyro.report.plots import (
     CoverageCurve,
@@ -31,6 +33,9 @@ from pvae_pyro.report.scoring import MODEL, FitLike, Scored, score, shown_closed
 from pvae_pyro.report.text import markdown
 from pvae_pyro.summary import ConditionSummary
 
+if TYPE_CHECKING:
+    from pvae_pyro.screen import Screen
+
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
@@ -42,11 +47,13 @@ def evaluate_run(
     seed: int = 0,
     extra: Mapping[str, Prediction] | None = None,
     data_note: str = "",
+    cells: Screen | None = None,
 ) -> Path:
     """Predict the conditions of truth, score them beside every baseline, and write all that into out_dir.
 
     Pseudobulks are predicted for the truth's own cell counts, from ``draws`` draws. ``extra`` holds further
-    methods, rows as in truth; ``data_note`` (such as "semi-synthetic data") goes into the title. Written are
+    methods, rows as in truth; ``data_note`` (such as "semi-synthetic data") goes into the title. ``cells``: the measured cells
+    behind truth, for a section on new cells (see ``cells.score_cells``; it can take as long as all else). Written are
     report.md, metrics.csv (one row per condition, method and metric), calibration.csv (see ``Calibration.rows``) and PNG
     figures, all or nothing.
     Returns the path of report.md. Raises InputError when out_dir is there already and not an empty folder,
@@ -62,13 +69,18 @@ def evaluate_run(
         "Further scores": further_section(scored, seed),
         "Calibration": calibration_section(calibration, list(more)),
     }
+    rows = scored.scores.rows
+    if cells is not None:
+        of_cells = score_cells(fit, scored, cells, seed=seed)
+        sections["Cells"] = cells_section(of_cells, scored.strata[0], seed)
+        rows = pd.concat([rows, of_cells], ignore_index=True)
     text = markdown(fit, scored, means, draws, seed, data_note, sections)
     figures = _figures(fit, scored, seed) | more
     try:
         with staged(out_dir) as (partial,):
             partial.mkdir()
             (partial / "report.md").write_text(text, encoding="utf-8")
-            scored.scores.rows.to_csv(partial / "metrics.csv", index=False)
+            rows.to_csv(partial / "metrics.csv", index=False)
             calibration.rows().to_csv(partial / "calibration.csv", index=False)
             for name, figure in figures.items():
                 save(figure, partial / name)
