@@ -1,4 +1,5 @@
-"""Inclusion probabilities: what null perturbations get, and whether discoveries on simulated truth are as many as they claim."""
+"""Inclusion probabilities: what null perturbations get, and whether discoveries on simulated truth, of gates and of edges, are
+as many as they claim."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ import numpy as np
 from anndata import AnnData, read_h5ad
 
 import pvae_pyro as pv
+from pvae_pyro.evaluation.edges import bayesian_fdr, score_edges
 from pvae_pyro.evaluation.interactions import average_precision
 
 from ..run_arms import Rows
 from ..swap.arms import DATA
 
 NULLS, CELLS = 12, 150
-ALPHAS = (0.05, 0.1, 0.2)
 PRIORS = {"": pv.SpikeSlab(), ", no activity": pv.SpikeSlab(activity_strength=0)}
 FRESH = {"null, Papalexi": (6, 7, 8), "null, semi-synthetic Norman": (2,)}  # splits first seen when everything was fixed
 SCREENS = {
@@ -71,14 +72,19 @@ def truth(effects: pv.SpikeSlab, settings: pv.FitSettings, seed: int) -> Rows:
                   ("simulated", "auprc", average_precision(p.ravel(), open_.ravel())),
                   ("simulated", "matched_cosine", float(np.abs(a @ b.T).max(0).mean())),
                   ("simulated", "brier", float(((p - open_) ** 2).mean()))]  # fmt: skip
-    order = np.argsort(-p.ravel(), kind="stable")
-    claimed = np.cumsum(1 - p.ravel()[order]) / np.arange(1, p.size + 1)
-    for alpha in ALPHAS:
-        n = int((claimed <= alpha).sum())
-        found = open_.ravel()[order[:n]]
-        rows += [(f"Bayesian FDR {alpha}", "realised", float(1 - found.mean()) if n else 0.0),
-                 (f"Bayesian FDR {alpha}", "power", float(found.sum() / open_.sum()))]  # fmt: skip
+    for one in bayesian_fdr(p, open_).itertuples():
+        rows += [(f"Bayesian FDR {one.alpha:g}", metric, float(getattr(one, metric))) for metric in ("realised", "power")]
     return rows
+
+
+def edges(settings: pv.FitSettings, seed: int) -> Rows:
+    """The same world with its graph: are edges between latents, matched by their loadings, those that are there?"""
+    simulated = pv.simulate.simulate("linear-gaussian", seed=seed, doubles=0)
+    screen = pv.Screen.from_anndata(simulated.adata, "condition")
+    model = pv.PerturbedVAE(likelihood=pv.Gaussian(link="identity"), responsive=6)
+    fit = pv.fit(model, screen, settings=settings, seed=seed, progress=False)
+    known = simulated.truth
+    return [("edges", metric, value) for metric, value in score_edges(fit, known.graph, known.loadings_responsive.T).items()]
 
 
 def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
@@ -89,9 +95,13 @@ def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
         out[f"simulated{name}"] = partial(truth, effects, settings)
         for screen, where in SCREENS.items():
             out[f"null, {screen}{name}"] = partial(null, *where, effects, settings)
+    out["edges, simulated"] = partial(edges, settings)
     return out
 
 
 def seeds_of(arm: str) -> tuple[int, ...]:
-    """Three screens each, of the large one a single split of its controls; of the default as many again (see README)."""
+    """Three screens each, of the large one a single split of its controls; of the default as many again (see README); ten
+    graphs, since each has few edges."""
+    if arm.startswith("edges"):
+        return tuple(range(10))
     return ((0,) if "Norman" in arm else (0, 1, 2)) + FRESH.get(arm, ())
