@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         Saturating,
         SpikeSlab,
         StudentT,
+        UncertainLoadings,
     )
 
 try:
@@ -75,7 +76,7 @@ _WHERE = {
     "story": (
         "MMD", "Additive", "Bilinear", "CausalGraph", "Centroid", "FixedGraph", "Full", "Gaussian", "Horseshoe",
         "Interaction", "LaplaceEffects", "Mixture", "ModulatedGraph", "NegativeBinomial", "NoAlignment", "NoGraph",
-        "NormalEffects", "Pairwise", "PerturbedVAE", "Saturating", "SpikeSlab", "StudentT",
+        "NormalEffects", "Pairwise", "PerturbedVAE", "Saturating", "SpikeSlab", "StudentT", "UncertainLoadings",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -86,8 +87,8 @@ __all__ = [
     "InputError", "Interaction", "LaplaceEffects", "LowRank", "Map", "Mixture", "ModulatedGraph", "NegativeBinomial",
     "NoAlignment", "NoGraph", "NormalEffects", "NotFinite", "Pairwise", "PerturbedVAE", "Posterior", "Prediction",
     "PriorSummary", "Saturating", "Screen", "ScreenPlan", "SimulatedCells", "SpikeSlab", "Split", "StudentT",
-    "VarianceParts", "__version__", "agreeing_edges", "baselines", "compare", "cross_validate", "datasets", "evaluate",
-    "evaluate_run", "evaluation", "fit", "presets", "simulate", "split_screen",
+    "UncertainLoadings", "VarianceParts", "__version__", "agreeing_edges", "baselines", "compare", "cross_validate", "datasets",
+    "evaluate", "evaluate_run", "evaluation", "fit", "presets", "simulate", "split_screen",
 ]  # fmt: skip
 
 

@@ -68,8 +68,11 @@ def from_dict(tables: Mapping[str, Any], origin: str = "the configuration") -> C
     story = dict(tables.get("story", {}))
     known = [field.name for field in dataclasses.fields(PerturbedVAE)]
     _refuse_unknown(story, known, f"{origin}: [story] has the unknown key", "keys")
+    given = {key: story.pop(key) for key in PARTS if key in story}
     parts = {
-        key: named(story.pop(key), PARTS[key], f"{origin}: [story] {key}") for key in PARTS if key in story
+        key: named(value, PARTS[key], f"{origin}: [story] {key}")
+        for key, value in given.items()
+        if (key, value) != ("loadings", AUTO)  # the one part that a story may be without
     }
     guide = dict(tables.get("guide", {}))
     return Config(
@@ -87,7 +90,8 @@ def to_dict(config: Config) -> dict[str, Any]:
     story: dict[str, Any] = {}
     for field in dataclasses.fields(config.model):
         value = getattr(config.model, field.name)
-        story[field.name] = _described(value, PARTS[field.name]) if field.name in PARTS else _plain(value)
+        is_part = field.name in PARTS and value is not None
+        story[field.name] = _described(value, PARTS[field.name]) if is_part else _plain(value)
     return {"story": story, "guide": _described(config.guide, GUIDES), "fit": settings_of(config.settings)}
 
 

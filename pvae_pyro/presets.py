@@ -59,7 +59,7 @@ class Preset:
 
         Raises InputError for gene sets, which that start does not know.
         """
-        if self.model.loadings is not None:
+        if isinstance(self.model.loadings, GeneSets):
             raise InputError("the closed-form start knows no gene sets, so that this preset starts at random only.")
         return replace(self, model=self.model.replace(responsive=None), settings=FitSettings())
 

@@ -179,7 +179,7 @@ class AmortizedGuide(nn.Module):
         """What cells say beyond these means of z_r, G_r (x - E[x | z_b, prior]), as a move of z_r (cells, latents)."""
         story, likelihood = self.story, self.story.model.likelihood
         base = story.decoder.intercept[cells.batch]
-        eta = base + story.decoder.linear(z_b, prior) + g.residual[cells.condition]
+        eta = base + story.decoder.linear(z_b, prior, g.loadings) + g.residual[cells.condition]
         x = cells.expression - self.centre[cells.batch]
         surprise = x - (likelihood.mean(eta, story.level) - likelihood.mean(base, story.level))
         return surprise @ self.gain_responsive

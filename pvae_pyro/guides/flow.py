@@ -55,7 +55,8 @@ class FlowFamily(Joint):
         self.flow = StandardFlow(sum(self.sizes), config.layers, config.hidden) if self.covered else None
 
     def _is_small(self, site: Site, largest: int) -> bool:
-        return self.loc[site.name].numel() <= largest and all(plate.name != "targets" for plate in site.plates)
+        small = self.loc[site.name].numel() <= largest and not site.apart
+        return small and all(plate.name != "targets" for plate in site.plates)
 
     def draw(self) -> Tensor:
         assert self.flow is not None

@@ -19,7 +19,8 @@ SMALL = 0.1  # length of a factor within a site at the start: nearly independent
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Amortized):
-    """Amortized latents with globals that are correlated on the unconstrained scale, all continuous ones together:
+    """Amortized latents with globals that are correlated on the unconstrained scale, all continuous ones together, but for
+    those that the story wants apart (loadings):
 
     u = loc + D^(1/2) (F z + eps),  z ~ Normal(0, I_rank),  eps ~ Normal(0, I):  covariance D^(1/2) (I + F F^T) D^(1/2).
 
@@ -50,7 +51,7 @@ class LowRankNormal(Joint):
 
     def __init__(self, sites: list[Site], initial_scale: float, rank: int) -> None:
         super().__init__(sites, initial_scale)
-        self.cover(self.loc)
+        self.cover(name for name in self.loc if not self.sites[name].apart)
         n = sum(self.sizes)
         self.scaled_factor = nn.Parameter(SMALL * torch.randn(n, min(rank, n)))
         self.register_buffer("weight", torch.cat([torch.full((size, 1), size**-0.5) for size in self.sizes]))

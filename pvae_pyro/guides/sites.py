@@ -24,7 +24,7 @@ class Site:
 
     `spread`: the prior's sd on the real line where it is a normal there, else None.
 
-    Gates (Bernoulli) have no support; `estimator` names how their gradient is estimated.
+    Gates (Bernoulli) have no support; `estimator` names how their gradient is estimated. `apart`: in no joint law with others.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Site:
     event_dim: int
     estimator: str
     spread: Tensor | None
+    apart: bool = False
 
     @property
     def is_gate(self) -> bool:
@@ -66,6 +67,7 @@ def read_sites(program: Callable[[], Any]) -> list[Site]:
                 event_dim=len(prior.event_shape),
                 estimator=node["infer"].get("estimator", "reinmax"),
                 spread=prior.scale.detach().clone() if isinstance(prior, (dist.Normal, dist.LogNormal)) else None,
+                apart=node["infer"].get("apart", False),
             )
         )
     return sites

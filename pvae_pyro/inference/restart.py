@@ -18,6 +18,7 @@ from ..guides.ensemble import Restart
 from ..screen import CONTROL, Screen
 from ..splits import validation_slice
 from ..story import PerturbedVAE, Story
+from ..story.loadings import GeneSets
 from ..summary import cells_by_condition, condition_generator
 from . import storage
 from .cells import CellStore
@@ -120,7 +121,9 @@ def build(
 
     Without a warm start it gives levels, batch effects and noise only, and `random_start` says what becomes of the rest.
     """
-    sets = model.loadings
+    sets = model.loadings if isinstance(model.loadings, GeneSets) else None
+    if model.loadings is not None and sets is None and not settings.warm_start:
+        raise InputError("how well loadings are known comes from the closed-form start: uncertain loadings need warm_start=True.")
     if sets is not None and settings.warm_start:
         raise InputError("the closed-form start knows no gene sets: fit them with FitSettings(warm_start=False).")
     start = closed_form(model, screen, rows)

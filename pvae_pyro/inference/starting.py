@@ -13,6 +13,7 @@ from ..guides import AmortizedGuide
 from ..story import Story
 from .composing import WEIGHTS, ComposedStart, Shifts, composition_sites, start_composition
 from .effect_start import start_effects
+from .loading_law import loading_law
 from .responding import of_responding
 from .surplus import outside_unit
 from .warm_start import Start
@@ -37,6 +38,13 @@ def apply_start(start: Start, story: Story, guide: AmortizedGuide) -> None:
     decoder = story.decoder
     put(decoder.responsive, start.responsive)
     put(decoder.background, start.background)
+    if hasattr(story, "loadings_sd"):
+        turn, sd = loading_law(start)
+        put(story.loadings_turn, turn)
+        put(story.loadings_sd, sd)
+        # no SVI of these: their law says already what the trained conditions tell of loadings
+        guide.family.place("loadings", sd=getattr(story.model.loadings, "width", 1.0) * story.loadings_sd)
+        guide.family.hold("loadings")
     _levels(start, story, guide, put)
     _posterior_maps(start, guide, put)
     _combinations(start, story, guide, *_effects(start, story, guide), put)

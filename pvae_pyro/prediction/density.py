@@ -39,7 +39,7 @@ def _of_condition(recipe: Recipe, row: int, y: Tensor, columns: Tensor) -> Tenso
     for kind in kinds:
         mean, spread = (m[:, columns].double() for m in recipe.moments(kind.eta, kind.variance, noise))
         slope = story.model.likelihood.slope(kind.eta, story.level)[:, columns].double()
-        programs = (kind.pushed.mix @ kind.pushed.loadings[:, columns]).double()
+        programs = kind.pushed.programs_at(columns).double()
         common = slope.square() * kind.pushed.base_variance[:, columns].double()
         rate = kind.rate.double()
         means.append(mean)

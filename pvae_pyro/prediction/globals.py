@@ -22,9 +22,10 @@ from ..story.latents import carried
 class Pushed:
     """What latents do to the predictor once the graph is multiplied out, for `draws` draws of the globals.
 
-    Everything is a combination of the decoder's `loadings` (background + latents, genes), so that no draw needs its own:
+    Everything is a combination of the decoder's `loadings` (background + latents, genes), so that no draw needs its own unless loadings are drawn:
     carry (draws, latents, latents) = (I - L)^{-T}; mix (draws, background, background + latents): what independent standard
     normals do to control backgrounds; base and base_variance (draws, genes) of the predictor over these, batches apart.
+    offset (draws, latents, genes): what a draw adds to the responsive loadings, where they are drawn.
     """
 
     loadings: Tensor
@@ -32,31 +33,42 @@ class Pushed:
     mix: Tensor
     base: Tensor
     base_variance: Tensor
+    offset: Tensor | None = None
 
     @property
     def responsive(self) -> Tensor:
         """(I - L)^{-T} W_r, (draws, latents, genes)."""
-        return self.carry @ self._own
+        return _decoded(self.carry, self._own, self.offset)
 
     @property
     def programs(self) -> Tensor:
         """Loadings of the independent standard normals, (draws, background, genes)."""
-        return self.mix @ self.loadings
+        return _decoded(self.mix, self.loadings, self.offset)
+
+    def programs_at(self, columns: Tensor) -> Tensor:
+        """The same of some genes only."""
+        return _decoded(self.mix, self.loadings[:, columns], None if self.offset is None else self.offset[..., columns])
 
     def shifted(self, shift: Tensor) -> Tensor:
         """What shifts (draws, latents) do to the predictor, (draws, genes)."""
-        return (shift.unsqueeze(-2) @ self.carry).squeeze(-2) @ self._own
+        return _decoded((shift.unsqueeze(-2) @ self.carry).squeeze(-2), self._own, self.offset)
 
     def spread(self, v: Tensor) -> Tensor:
         """Variance (draws, genes) that noise of variance v (draws, latents) makes: sum_k v_k responsive_k^2, by products of
-        two loadings, whose weights are few numbers a draw."""
+        two loadings, whose weights are few numbers a draw, unless each draw has its own."""
+        if self.offset is not None:
+            return (v.unsqueeze(-2) @ self._squares).squeeze(-2)
         weight = (self.carry.mT * v.unsqueeze(-2)) @ self.carry
         first, second = self._pairs
         return (weight[:, first, second] * torch.where(first == second, 1.0, 2.0)) @ self._products
 
     def common(self, noise: Tensor) -> Tensor:
         """What standard normals (draws, background) do to the predictor, (draws, genes)."""
-        return (noise.unsqueeze(-2) @ self.mix).squeeze(-2) @ self.loadings
+        return _decoded((noise.unsqueeze(-2) @ self.mix).squeeze(-2), self.loadings, self.offset)
+
+    def cells(self, latents: Tensor, number: int) -> Tensor:
+        """The predictor (cells, genes) of latents (cells, background + latents) in one draw."""
+        return _decoded(latents, self.loadings, None if self.offset is None else self.offset[number])
 
     @property
     def _own(self) -> Tensor:
@@ -67,6 +79,10 @@ class Pushed:
         n = self.carry.shape[-1]
         first, second = torch.triu_indices(n, n)
         return first, second
+
+    @cached_property
+    def _squares(self) -> Tensor:
+        return self.responsive.square()
 
     @cached_property
     def _products(self) -> Tensor:
@@ -91,17 +107,31 @@ class GlobalDraw:
     trained_residual: Tensor
 
 
-def push(story: Story, z_mean: Tensor, root: Tensor, graph: Tensor, coupling: Tensor) -> Pushed:
-    """Multiply L (draws, latents, latents) and B (draws, background, latents) out."""
+def _decoded(latents: Tensor, loadings: Tensor, offset: Tensor | None) -> Tensor:
+    """latents (.., n) times loadings (n, genes), of which the last rows are the responsive ones that have an `offset`: of each
+    draw where that has a leading dimension of draws."""
+    out = latents @ loadings
+    if offset is None:
+        return out
+    own = latents[..., -offset.shape[-2] :]
+    return out + (own @ offset if own.dim() == offset.dim() else (own.unsqueeze(-2) @ offset).squeeze(-2))
+
+
+def push(
+    story: Story, z_mean: Tensor, root: Tensor, graph: Tensor, coupling: Tensor, offset: Tensor | None = None
+) -> Pushed:
+    """Multiply L (draws, latents, latents) and B (draws, background, latents) out; `offset` (draws, latents, genes)."""
     n = story.n_latents
     loadings = torch.cat([story.decoder.background, story.decoder.responsive])
     carry = carried(torch.eye(n, dtype=loadings.dtype).expand(len(z_mean), n, n), graph, story.order)
     identity = torch.eye(z_mean.shape[-1], dtype=loadings.dtype).expand(len(z_mean), -1, -1)
     background = torch.cat([identity, coupling @ carry], -1)  # W_b + B (I - L)^{-T} W_r
     mix = root.mT @ background
-    base = (z_mean.unsqueeze(-2) @ background).squeeze(-2) @ loadings
-    variance = torch.cat([(part @ loadings).square().sum(-2) for part in mix.split(16)])
-    return Pushed(loadings, carry, mix, base, variance)
+    base = _decoded((z_mean.unsqueeze(-2) @ background).squeeze(-2), loadings, offset)
+    parts = mix.split(16)
+    own: Sequence[Tensor | None] = [None] * len(parts) if offset is None else offset.split(16)
+    variance = torch.cat([_decoded(part, loadings, one).square().sum(-2) for part, one in zip(parts, own, strict=True)])
+    return Pushed(loadings, carry, mix, base, variance, offset)
 
 
 def push_draws(story: Story, draws: Sequence[GlobalDraw], design: Tensor) -> Pushed:
@@ -109,7 +139,8 @@ def push_draws(story: Story, draws: Sequence[GlobalDraw], design: Tensor) -> Pus
     edges = [story.edges(d.shared, design) for d in draws]
     # either may not depend on the condition and then has no leading one
     graph, coupling = (torch.stack([e[n].reshape(e[n].shape[-2:]) for e in edges]) for n in ("graph", "coupling"))
-    return push(story, torch.stack([d.z_mean for d in draws]), torch.stack([d.root for d in draws]), graph, coupling)
+    offset = torch.stack([d.shared["loadings"] for d in draws]) if "loadings" in draws[0].shared else None
+    return push(story, torch.stack([d.z_mean for d in draws]), torch.stack([d.root for d in draws]), graph, coupling, offset)
 
 
 def graph_varies(story: Story, draws: Sequence[GlobalDraw], design: Tensor) -> bool:

@@ -135,7 +135,7 @@ def simulate(model: PerturbedVAE, screen_like: Screen | ScreenPlan, seed: int = 
         z_background=z_background,
         z_responsive=z_responsive,
         unit=story.unit.numpy(),
-        loadings_responsive=story.decoder.responsive.detach().numpy(),
+        loadings_responsive=(story.decoder.responsive.detach() + (0.0 if g.loadings is None else g.loadings)).numpy(),
         loadings_background=story.decoder.background.detach().numpy(),
         intercept=story.decoder.intercept.detach().numpy(),
     )
@@ -187,6 +187,9 @@ def _planned(model: PerturbedVAE, plan: ScreenPlan, layout: Layout, seed: int) -
     story.typical.fill_(plan.effect)
     story.noise_start.fill_(plan.noise**-2 if counts else plan.noise)
     story.spread.fill_(plan.noise)
+    if hasattr(story, "loadings_sd"):  # as least squares would tell them from these cells
+        perturbed = int((layout.design[layout.condition] != 0).any(-1).sum())
+        story.loadings_sd.fill_(plan.noise / (plan.effect * max(perturbed, 1) ** 0.5))
     story.decoder.responsive.copy_(axes[:latents])
     story.decoder.background.copy_(axes[latents:])
     story.decoder.intercept.fill_(_predictor_at(story, level))

@@ -222,7 +222,7 @@ class Recipe:
                 library = self.library[torch.randint(len(self.library), (n,), generator=generator)]
                 latents = z @ kind.pushed.mix[number]
                 latents[:, story.model.background :] += e @ kind.pushed.carry[number]
-                eta = kind.eta[number] + moved + latents @ kind.pushed.loadings
+                eta = kind.eta[number] + moved + kind.pushed.cells(latents, number)
                 out[rows] = story.model.likelihood.simulate(
                     eta, draw.shared["noise"], library, story.level, generator
                 )

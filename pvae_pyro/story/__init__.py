@@ -7,6 +7,7 @@ from .composition import Additive, Bilinear, Interaction, Saturating
 from .effects import Horseshoe, LaplaceEffects, NormalEffects, SpikeSlab
 from .graphs import CausalGraph, FixedGraph, ModulatedGraph, NoGraph
 from .likelihoods import Gaussian, NegativeBinomial, StudentT
+from .loadings import UncertainLoadings
 from .model import Cells, Globals, PerturbedVAE, Story
 from .penetrance import Full, Mixture
 
@@ -19,11 +20,12 @@ PARTS: dict[str, dict[str, type]] = {
     "alignment": {"centroid": Centroid, "pairwise": Pairwise, "mmd": MMD, "none": NoAlignment},
     "penetrance": {"off": Full, "on": Mixture},
     "likelihood": {"gaussian": Gaussian, "negative-binomial": NegativeBinomial, "student-t": StudentT},
+    "loadings": {"uncertain": UncertainLoadings},
 }
 
 __all__ = [
     "MMD", "PARTS", "Additive", "Bilinear", "CausalGraph", "Cells", "Centroid", "FixedGraph", "Full", "Gaussian",
     "Globals", "Horseshoe", "Interaction", "LaplaceEffects", "Mixture", "ModulatedGraph", "NegativeBinomial",
     "NoAlignment", "NoGraph", "NormalEffects", "Pairwise", "PerturbedVAE", "Saturating", "SpikeSlab", "Story",
-    "StudentT",
+    "StudentT", "UncertainLoadings",
 ]  # fmt: skip

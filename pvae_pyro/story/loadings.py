@@ -1,4 +1,4 @@
-"""Loadings that are zero outside of given gene sets."""
+"""What is said of the responsive loadings: genes that a latent may reach, and how well loadings are known."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from . import checks
+from .plates import Plates
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,28 @@ class GeneSets:
                 )
             out[row, found] = False
         return out
+
+
+@dataclass(frozen=True)
+class UncertainLoadings:
+    """Loadings that are known no better than the measured shifts tell them: the decoder's uncertainty.
+
+    W = weight + turn D (latents, genes), weight learnt as without this part, and
+    `loadings` (axes, genes)  D_jg ~ Normal(0, width * sd_jg)
+
+    `turn` and `sd` are fixed, from the warm start (`inference.loading_law`): they are the law of the error of an axis that was
+    told from noisy shifts of trained conditions, so that `width` 1 is that closed form and others are for its sensitivity.
+    The guide keeps this law: in SVI cells would inform loadings once more, and with a drawn latent taken for a known one
+    they would seem known far better than they are. Genes are taken as independent. Adds nothing under the guide `Map`.
+    """
+
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.positive(width=self.width)
+
+    def sample(self, plates: Plates, sd: Tensor) -> Tensor:
+        """State the site and return D, (axes, genes), of this typical size."""
+        infer: Any = {"apart": True}  # a wish that guides read: no joint law with other sites
+        with pyro.plate("axes", len(sd), dim=-2), plates.genes:
+            return pyro.sample("loadings", dist.Normal(torch.zeros_like(sd), self.width * sd), infer=infer)

@@ -18,7 +18,7 @@ from .effects import Effects, SpikeSlab
 from .graphs import CausalGraph, Graph
 from .latents import StructuralNormal, propagate
 from .likelihoods import Gaussian, Likelihood
-from .loadings import GeneSets
+from .loadings import GeneSets, UncertainLoadings
 from .networks import Decoder
 from .penetrance import Full, Penetrance
 from .plates import Plates
@@ -36,7 +36,8 @@ class PerturbedVAE:
     `background`: number of background latents. `hidden`: width of the encoder's correction networks (0: linear encoders).
     `variance_spread`: prior sd of nu, of what a target does to log v, the noise variance of a latent; 0 keeps v(u) = 1.
     `variance_limit`: bound of |log v|. `coupling`: prior sd of B, background -> responsive; 0 leaves B out.
-    `loadings`: None, or `GeneSets`, which keeps each responsive latent to the genes of a set (and says how many there are).
+    `loadings`: None, or `GeneSets`, which keeps each responsive latent to the genes of a set (and says how many there are), or
+    `UncertainLoadings`, which draws them as far as they are not known.
     """
 
     effects: Effects = field(default_factory=SpikeSlab)
@@ -52,7 +53,7 @@ class PerturbedVAE:
     variance_spread: float = 0.1
     variance_limit: float = 2.0
     coupling: float = 0.1
-    loadings: GeneSets | None = None
+    loadings: GeneSets | UncertainLoadings | None = None
 
     def __post_init__(self) -> None:
         sizes = {"responsive": self.responsive, "background": self.background, "hidden": self.hidden}
@@ -62,7 +63,7 @@ class PerturbedVAE:
                 raise InputError(f"{name} must be a whole number of at least {low}, but {value!r} was given.")
         checks.positive(variance_limit=self.variance_limit)
         checks.not_negative(variance_spread=self.variance_spread, coupling=self.coupling)
-        if self.loadings is not None and self.responsive not in (None, len(self.loadings.sets)):
+        if isinstance(self.loadings, GeneSets) and self.responsive not in (None, len(self.loadings.sets)):
             raise InputError(
                 f"{len(self.loadings.sets)} gene sets make as many responsive latents, but responsive is {self.responsive}; "
                 "leave it out."
@@ -120,6 +121,7 @@ class Globals:
     penetrance: Tensor  # rho (targets, 1): share of a target's cells that respond
     rate: Tensor  # rho_d (conditions,)
     background: dict[str, Tensor] = field(default_factory=dict)  # law of z_b where alignment leaves it free
+    loadings: Tensor | None = None  # what is added to the decoder's responsive loadings (latents, genes), where they are drawn
 
 
 class Story(nn.Module):
@@ -134,6 +136,8 @@ class Story(nn.Module):
     unit: Tensor
     stretch_unit: Tensor
     order: Tensor | None
+    loadings_turn: Tensor
+    loadings_sd: Tensor
 
     def __init__(
         self, model: PerturbedVAE, design: Tensor, n_cells: int, n_batches: int, n_genes: int, responsive: int
@@ -155,6 +159,9 @@ class Story(nn.Module):
         self._axes = tuple(axes)
         for name, axis in axes.items():
             self.register_buffer(f"composition_{name}", axis)
+        if hasattr(model.loadings, "sample"):
+            self.register_buffer("loadings_turn", torch.eye(responsive))  # (latents, axes) of the errors of loadings
+            self.register_buffer("loadings_sd", torch.ones(responsive, n_genes))  # (axes, genes), on the predictor's scale
         self.combinations = torch.nonzero(is_combination(design)).flatten().tolist()
         sort, numbered = getattr(model.graph, "order", None), list(range(responsive))
         order = numbered if sort is None else list(sort(responsive))  # latents from causes to effects
@@ -186,8 +193,10 @@ class Story(nn.Module):
         noise = self.model.likelihood.sample(plates, self.noise_start)
         free = getattr(self.model.alignment, "sample", None)
         background = {} if free is None else free(plates, like)
+        draw: Any = getattr(self.model.loadings, "sample", None)
+        drawn = {} if draw is None else {"loadings": self.loadings_turn @ draw(plates, self.loadings_sd)}
         return {"background": background, "effects": w, "graph": graph, "coupling": coupling, "log_variance": nu, "kappa": kappa,
-                "composition": composition, "penetrance": penetrance, "noise": noise}  # fmt: skip
+                "composition": composition, "penetrance": penetrance, "noise": noise, **drawn}  # fmt: skip
 
     def compose(self, shared: dict[str, Any], design: Tensor) -> Tensor:
         """Mean effect of conditions without their interaction, shape (conditions, latents)."""
@@ -275,7 +284,7 @@ class Story(nn.Module):
         ):
             z_b = pyro.sample("z_b", self.background_law(g, cells.condition))
             z_r = pyro.sample("z_r", self.responsive_law(g, z_b, cells.condition))  # (cells, latents)
-            eta = self.decoder(z_b, z_r, cells.batch)  # (cells, genes)
+            eta = self.decoder(z_b, z_r, cells.batch, g.loadings)  # (cells, genes)
             if self.combinations:
                 eta = eta + g.residual[cells.condition]
             pyro.sample(

@@ -46,9 +46,10 @@ class Decoder(nn.Module):
         # an optimiser without weight decay does not move what has never had a gradient
         self.responsive.register_hook(lambda gradient: gradient.masked_fill(outside.to(gradient.device), 0.0))
 
-    def linear(self, z_b: Tensor, z_r: Tensor) -> Tensor:
-        """The part without batch, shape (..., genes)."""
-        return z_r @ self.responsive + z_b @ self.background
+    def linear(self, z_b: Tensor, z_r: Tensor, offset: Tensor | None = None) -> Tensor:
+        """The part without batch, shape (..., genes); `offset` (latents, genes) of a draw is added to the responsive loadings."""
+        responsive = self.responsive if offset is None else self.responsive + offset
+        return z_r @ responsive + z_b @ self.background
 
-    def forward(self, z_b: Tensor, z_r: Tensor, batch: Tensor) -> Tensor:
-        return self.intercept[batch] + self.linear(z_b, z_r)
+    def forward(self, z_b: Tensor, z_r: Tensor, batch: Tensor, offset: Tensor | None = None) -> Tensor:
+        return self.intercept[batch] + self.linear(z_b, z_r, offset)
