@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .evaluation.compare import Comparison, compare
     from .evaluation.cross_validation import CrossValidation, cross_validate
     from .evaluation.scores import evaluate
-    from .guides import Amortized, Ensemble, Flow, LowRank, Map
+    from .guides import Amortized, Ensemble, Flow, LowRank, Map, Sampled
     from .inference import Finding, Fit, FitSettings, NotFinite, agreeing_edges, fit
     from .prediction import Contrast, Posterior, PriorSummary, ScreenPlan, SimulatedCells, VarianceParts
     from .report import evaluate_run
@@ -67,7 +67,7 @@ _WHERE = {
     "evaluation.baselines": ("baselines",),
     "evaluation.compare": ("Comparison", "compare"),
     "evaluation.cross_validation": ("CrossValidation", "cross_validate"),
-    "guides": ("Amortized", "Ensemble", "Flow", "LowRank", "Map"),
+    "guides": ("Amortized", "Ensemble", "Flow", "LowRank", "Map", "Sampled"),
     "inference": ("Finding", "Fit", "FitSettings", "NotFinite", "agreeing_edges", "fit"),
     "prediction": ("Contrast", "Posterior", "PriorSummary", "ScreenPlan", "SimulatedCells", "VarianceParts"),
     "report": ("evaluate_run",),
@@ -86,9 +86,9 @@ __all__ = [
     "CrossValidation", "Ensemble", "Finding", "Fit", "FitSettings", "FixedGraph", "Flow", "Full", "Gaussian", "Horseshoe",
     "InputError", "Interaction", "LaplaceEffects", "LowRank", "Map", "Mixture", "ModulatedGraph", "NegativeBinomial",
     "NoAlignment", "NoGraph", "NormalEffects", "NotFinite", "Pairwise", "PerturbedVAE", "Posterior", "Prediction",
-    "PriorSummary", "Saturating", "Screen", "ScreenPlan", "SimulatedCells", "SpikeSlab", "Split", "StudentT",
-    "UncertainLoadings", "VarianceParts", "__version__", "agreeing_edges", "baselines", "compare", "cross_validate", "datasets",
-    "evaluate", "evaluate_run", "evaluation", "fit", "presets", "simulate", "split_screen",
+    "PriorSummary", "Sampled", "Saturating", "Screen", "ScreenPlan", "SimulatedCells", "SpikeSlab", "Split",
+    "StudentT", "UncertainLoadings", "VarianceParts", "__version__", "agreeing_edges", "baselines", "compare", "cross_validate",
+    "datasets", "evaluate", "evaluate_run", "evaluation", "fit", "presets", "simulate", "split_screen",
 ]  # fmt: skip
 
 

@@ -8,4 +8,4 @@ from .. import run_arms
 from .arms import arms, seeds_of
 
 if __name__ == "__main__":
-    run_arms.main("experiments.sbc", __doc__, Path(__file__).parent, arms, "low-rank", seeds_of)
+    run_arms.main("experiments.sbc", __doc__, Path(__file__).parent, arms, "sampled", seeds_of)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -11,9 +11,11 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from torch import Tensor
 
 import pvae_pyro as pv
-from pvae_pyro.guides import Amortized
+from pvae_pyro.guides import Amortized, SampledGuide
+from pvae_pyro.inference.sampling import sample_globals
 from pvae_pyro.story import Story
 
 from ..run_arms import Rows
@@ -21,7 +23,9 @@ from .quantities import fresh, values
 from .world import SETTINGS, draw_world, fitted
 
 DRAWS, SIMULATIONS = 99, 200
-GUIDES: dict[str, Amortized] = {"low-rank": pv.LowRank(), "amortized": pv.Amortized(), "flow": pv.Flow()}
+SAMPLED = pv.Sampled(chains=25, burn_in=60, kept=4, thin=7)
+GUIDES: dict[str, Amortized] = {"sampled": SAMPLED, "amortized": pv.Amortized(), "flow": pv.Flow()}
+SVI = "low-rank"  # what `Sampled` is before it samples: judged on the same fits
 
 
 def simulated(guide: Amortized, settings: pv.FitSettings, seed: int) -> Rows:
@@ -34,14 +38,27 @@ def simulated(guide: Amortized, settings: pv.FitSettings, seed: int) -> Rows:
         torch.manual_seed(seed)
         with drawn_axes(story):
             true = values(story, q, truth, fresh(random), world.screen)
-        drawn = [values(story, q, q.sample_globals(), fresh(random), world.screen) for _ in range(DRAWS)]
+
+        def judged(draws: Iterable[dict[str, Tensor]], suffix: str = "") -> Rows:
+            return _ranks(true, [values(story, q, one, fresh(random), world.screen) for one in draws], random, suffix)
+
+        rows = judged((q.sample_globals() for _ in range(DRAWS)), f", {SVI}" if isinstance(q, SampledGuide) else "")
+        if isinstance(q, SampledGuide):
+            sample_globals(q, world.screen, np.arange(world.screen.n_cells), seed, False, "sbc")
+            kept = q.draws()
+            rows += judged({name: part[row] for name, part in kept.items()} for row in range(DRAWS))
+            rows.append(("chains", "r_hat", float(q.r_hat)))
+    return rows
+
+
+def _ranks(true: dict[str, float], drawn: list[dict[str, float]], random: np.random.Generator, suffix: str) -> Rows:
     rows: Rows = []
     for name, value in true.items():
         draws = np.array([one[name] for one in drawn])
         tied = int((draws == value).sum())
         rank = int((draws < value).sum()) + int(random.integers(tied + 1))
         spread = max(float(draws.std(ddof=1)), 1e-12)
-        rows += [(name, "rank", float(rank)), (name, "z", (value - float(draws.mean())) / spread)]
+        rows += [(name, f"rank{suffix}", float(rank)), (name, f"z{suffix}", (value - float(draws.mean())) / spread)]
     return rows
 
 
@@ -57,12 +74,13 @@ def drawn_axes(story: Story) -> Iterator[None]:
 
 
 def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
-    """Every arm by name; `smoke` shortens training, nothing else."""
+    """Every arm by name; `smoke` shortens training and chains, nothing else."""
     trained = replace(SETTINGS, epochs=1) if smoke else SETTINGS
-    out = {name: partial(simulated, guide, trained) for name, guide in GUIDES.items()}
-    return out | {"low-rank, closed-form start": partial(simulated, pv.LowRank(), replace(SETTINGS, epochs=0))}
+    guides = GUIDES | {"sampled": replace(SAMPLED, burn_in=6, thin=1)} if smoke else GUIDES
+    out = {name: partial(simulated, guide, trained) for name, guide in guides.items()}
+    return out | {"closed-form start": partial(simulated, pv.LowRank(), replace(SETTINGS, epochs=0))}
 
 
 def seeds_of(arm: str) -> range:
-    """The simulations of an arm."""
-    return range(SIMULATIONS)
+    """The simulations of an arm; the others are run by name."""
+    return range(SIMULATIONS if arm == "sampled" else 0)

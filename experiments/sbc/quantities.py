@@ -14,7 +14,7 @@ from pvae_pyro.screen import Screen
 from pvae_pyro.story import Story
 from pvae_pyro.story.latents import carried
 
-from .world import TARGETS, UNSEEN
+from .world import RESPONSIVE, TARGETS, UNSEEN
 
 
 def values(
@@ -41,6 +41,8 @@ def values(
         "largest effect": w.abs().max(),
         "open gates": sites["gates"].sum(),
         "inclusion rate": sites["inclusion"].mean(),
+        "activity of a target": sites["activity"][0],
+        "acting targets": sites["acting"],
         "size of effects": sites["effect_scale"].mean(),
         "kappa of one latent": shared["kappa"][0],
         "mean kappa": shared["kappa"].mean(),
@@ -76,7 +78,7 @@ def log_likelihood(story: Story, g: Any, screen: Screen) -> float:
     return total
 
 
-def fresh(generator: np.random.Generator, latents: int = 4) -> dict[str, Tensor]:
+def fresh(generator: np.random.Generator, latents: int = RESPONSIVE) -> dict[str, Tensor]:
     """Standard normals of what a pair does that no cell has seen."""
     draw = torch.as_tensor(generator.standard_normal(latents + 2), dtype=torch.float32)
     return {"interaction": draw[:latents], "stretch": draw[latents], "surprise": draw[latents + 1]}

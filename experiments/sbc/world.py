@@ -19,15 +19,17 @@ from pvae_pyro.prediction.plan import ScreenPlan
 from pvae_pyro.prediction.prior import PriorTruth
 from pvae_pyro.story import PerturbedVAE, Story
 
-TARGETS = [f"T{i}" for i in range(8)]
+TARGETS = [f"T{i}" for i in range(6)]
 PAIRS = ["+".join(p) for p in itertools.combinations(TARGETS, 2)]
-TRAINED, UNSEEN = PAIRS[::3][:10], PAIRS[1]
+TRAINED, UNSEEN = PAIRS[::2], PAIRS[1]
+RESPONSIVE = 3
 # as many axes as latents: the start turns them, and only then is the prior of the rule the same in all axes
-PLAN = ScreenPlan({"control": 300} | dict.fromkeys(TARGETS, 60) | dict.fromkeys(TRAINED, 60), genes=30, loading=10.0, noise=3.0)
+PLAN = ScreenPlan({"control": 300} | dict.fromkeys(TARGETS, 60) | dict.fromkeys(TRAINED, 60), genes=20, loading=10.0, noise=3.0)
 FLOOR = 1000.0  # added to all values: files hold none below zero
 MODEL = pv.PerturbedVAE(
-    responsive=4, background=2, hidden=0, likelihood=pv.Gaussian(link="identity"), composition=pv.Bilinear(rank=4)
-)
+    responsive=RESPONSIVE, background=2, hidden=0,
+    likelihood=pv.Gaussian(link="identity"), composition=pv.Bilinear(rank=RESPONSIVE),
+)  # fmt: skip
 SETTINGS = pv.FitSettings(epochs=40, batch_size=256, loadings_rate=0.0, validation=0.0)
 
 
@@ -52,7 +54,8 @@ def draw_world(seed: int, model: PerturbedVAE = MODEL) -> World:
 def known_start(world: World, model: PerturbedVAE = MODEL) -> Start:
     """The start at the true loadings and the prior's own scales, shifts of conditions by generalised least squares."""
     screen, truth = world.screen, world.truth
-    variation = cell_variation(screen.expression, screen.condition, screen.batch, model.background + 4, len(screen.batches))
+    rank = model.background + RESPONSIVE
+    variation = cell_variation(screen.expression, screen.condition, screen.batch, rank, len(screen.batches))
     control = screen.conditions.index("control")
     n = np.bincount(screen.condition).astype(float)
     w_r, w_b = truth.loadings_responsive.astype(float), truth.loadings_background.astype(float)
@@ -75,12 +78,14 @@ def fitted(world: World, guide: Amortized, seed: int, model: PerturbedVAE = MODE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         design = torch.as_tensor(np.asarray(screen.design, dtype=np.float32))
-        story = Story(model, design, screen.n_cells, 1, screen.n_genes, 4)
+        story = Story(model, design, screen.n_cells, 1, screen.n_genes, RESPONSIVE)
         amortized = guide.build(story)
         apply_start(known_start(world, model), story, amortized)
         story.effect_scale.fill_(PLAN.effect)  # the start moved the centres of priors: back to those that were drawn from
         story.typical.fill_(PLAN.effect)
         story.noise_start.fill_(PLAN.noise)
+        story.spread.fill_(PLAN.noise)
+        story.stretch_unit.fill_(1.0)
         amortized.family.follow_prior("effect_scale")
         story.decoder.requires_grad_(False)
         rows = np.arange(screen.n_cells)

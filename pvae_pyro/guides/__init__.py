@@ -8,8 +8,12 @@ from .flow import Flow
 from .gates import GateBernoulli
 from .low_rank import LowRank
 from .point import Map
+from .sampled import Sampled, SampledGuide
 
 # Names of the guides in a TOML configuration.
-GUIDES: dict[str, type] = {"amortized": Amortized, "low-rank": LowRank, "flow": Flow, "map": Map, "ensemble": Ensemble}
+GUIDES: dict[str, type] = {"amortized": Amortized, "low-rank": LowRank, "flow": Flow, "map": Map, "ensemble": Ensemble,
+                           "sampled": Sampled}  # fmt: skip
 
-__all__ = ["GUIDES", "Amortized", "AmortizedGuide", "Ensemble", "Flow", "GateBernoulli", "LowRank", "Map"]
+__all__ = [
+    "GUIDES", "Amortized", "AmortizedGuide", "Ensemble", "Flow", "GateBernoulli", "LowRank", "Map", "Sampled", "SampledGuide",
+]  # fmt: skip

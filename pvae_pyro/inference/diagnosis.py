@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ..guides import SampledGuide
 from ..screen import CONTROL
 
 if TYPE_CHECKING:
@@ -121,6 +122,12 @@ def _restarts(fit: Fit) -> Finding:
 
 
 def _importance(fit: Fit) -> Finding:
+    guides = [one.modules()[1] for one in fit.members]
+    if sampled := [float(guide.r_hat) for guide in guides if isinstance(guide, SampledGuide) and guide.sampled]:
+        grade = graded(max(sampled), 1.05, 1.3)
+        return Finding("nearness to the exact posterior", grade,
+                       f"globals were sampled; R-hat of the log density over chains is {max(sampled):.2f}.",
+                       "" if grade == "fine" else "Chains do not agree: raise burn_in and thin.")  # fmt: skip
     k = fit.pareto_k(draws=100)
     level: Level = "fine" if k < 0.7 else "look"
     text = f"Pareto k of the posterior of effects, composition and noise is {k:.1f}."

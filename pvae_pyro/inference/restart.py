@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from ..guides import Amortized, AmortizedGuide
+from ..guides import Amortized, AmortizedGuide, Sampled, SampledGuide
 from ..guides.ensemble import Restart
 from ..screen import CONTROL, Screen
 from ..splits import validation_slice
@@ -23,6 +23,8 @@ from ..summary import cells_by_condition, condition_generator
 from . import storage
 from .cells import CellStore
 from .checkpoints import resume_from, save_checkpoint
+from .collapsed import check_linear
+from .sampling import sample_globals
 from .starting import apply_start, random_start
 from .svi import FitSettings, Trainer
 from .warm_start import closed_form
@@ -78,6 +80,8 @@ def train(
     name: str,
 ) -> Trained:
     """Start and train one run on a screen whose genes are all seen; `name` stands at the progress bar."""
+    if isinstance(restart.guide, Sampled):
+        check_linear(model)
     rows, held_out = validation_slice(screen, settings.validation, restart.seed)
     if restart.resample:
         rows = resampled(screen, rows, restart.seed)
@@ -99,6 +103,8 @@ def train(
             trainer.run(keep, progress, name)
         else:
             trainer.record(float("nan"), float("nan"))
+        if isinstance(guide, SampledGuide):
+            sample_globals(guide, screen, rows, restart.seed, progress, name)
         final_controls = _background(guide, controls)
     return Trained(restart.guide, restart.seed, len(rows), trainer.history, _state(story, guide), start_state,
                    final_controls, start_controls)  # fmt: skip

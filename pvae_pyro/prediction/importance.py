@@ -6,6 +6,8 @@ import numpy as np
 from arviz_stats.base.array import array_stats
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from ..guides import Sampled
 from ..inference.fitting import Fit
 from ..screen import CONTROL
 from .density import log_density
@@ -21,6 +23,8 @@ def pareto_k(fit: Fit, draws: int = 200, seed: int = 0, genes: int = 50) -> floa
     is good, up to 0.7 usable, above the draws cannot be reweighted to the exact posterior (Vehtari et al. 2024, arXiv
     1507.02646); with thousands of globals it is above for every factorised guide, and says nothing of modes that no draw saw.
     """
+    if isinstance(fit.guide, Sampled):
+        raise InputError("globals that were sampled have no density to compare with; fit.diagnose() has R-hat of their chains.")
     summary = fit.training
     names = [c for c in summary.conditions if c != CONTROL]
     rows, control = [summary.index(c) for c in names], summary.index(CONTROL)

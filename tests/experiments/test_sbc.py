@@ -9,13 +9,13 @@ from pyro import poutine
 import pvae_pyro as pv
 from experiments.sbc.arms import drawn_axes
 from experiments.sbc.quantities import fresh, values
-from experiments.sbc.world import PLAN, SETTINGS, draw_world, fitted
+from experiments.sbc.world import PLAN, RESPONSIVE, SETTINGS, draw_world, fitted
 
 
 def test_true_shifts_are_those_that_cells_were_drawn_with() -> None:
     world = draw_world(3)
     story, guide = fitted(world, pv.Amortized(), 3, settings=pv.FitSettings(epochs=0, validation=0.0))
-    assert SETTINGS.epochs > 0 and torch.equal(story.effect_scale, torch.full((4,), PLAN.effect))
+    assert SETTINGS.epochs > 0 and torch.equal(story.effect_scale, torch.full((RESPONSIVE,), PLAN.effect))
     truth = {name: torch.as_tensor(np.asarray(value)) for name, value in world.truth.sites.items()}
     with torch.no_grad(), poutine.block():
         with drawn_axes(story):

@@ -1,0 +1,148 @@
+"""The sampler's moves on densities whose posterior is known, and the guide that keeps what was drawn."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pvae_pyro.errors import InputError
+from pvae_pyro.guides import Sampled
+from pvae_pyro.inference import Fit, FitSettings, fit
+from pvae_pyro.inference.sampling import Chains, Moves
+from pvae_pyro.screen import Screen
+from pvae_pyro.story import Gaussian, PerturbedVAE
+
+Density = Callable[[Tensor, Tensor], Tensor]
+ScreenOf = Callable[..., Screen]
+NONE = (torch.zeros(0).long(), torch.zeros(0).double())
+CHAINS = 400
+
+
+def started(density: Density, slabs: tuple[Tensor, Tensor], x: Tensor, gates: int) -> tuple[Moves, Chains]:
+    moves = Moves(density, slabs, seed=1)
+    g = torch.zeros(len(x), gates).double()
+    chains = Chains(x, g, moves.value(x, g), step=0.5)
+    moves.whiten(chains)
+    return moves, chains
+
+
+def test_hamiltonian_moves_find_a_correlated_normal() -> None:
+    """From a start ten sds away; moments of 400 independent chains within four Monte Carlo errors."""
+    root = torch.tensor([[1.0, 0.0, 0.0], [3.0, 0.5, 0.0], [-1.0, 1.0, 0.1]]).double()
+    covariance, mean = root @ root.T, torch.tensor([1.0, -2.0, 0.5]).double()
+    law = torch.distributions.MultivariateNormal(mean, covariance)
+    moves, chains = started(lambda x, g: law.log_prob(x), NONE, (mean + 10 * root.sum(1)).expand(CHAINS, 3).clone(), 0)
+    accepted = [moves.hamiltonian(chains) for _ in range(40)]
+    assert np.mean(accepted) > 0.7
+    sd = covariance.diagonal().sqrt()
+    assert ((chains.x.mean(0) - mean).abs() < 4 * sd / math.sqrt(CHAINS)).all()
+    z = (chains.x - mean) @ torch.linalg.inv(root).T
+    assert (z.T @ z / CHAINS - torch.eye(3).double()).abs().max() < 4 * math.sqrt(2 / CHAINS)
+
+
+def regression() -> tuple[Density, Tensor]:
+    """y = X (s * e) + noise with three gates of prior 0.3 and slabs Normal(0, 1): log density, exact gate probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    design = torch.randn(12, 3, generator=generator).double()
+    design[:, 1] = 0.9 * design[:, 0] + 0.3 * design[:, 1]  # two columns that can stand in for each other
+    y = design @ torch.tensor([0.7, 0.0, 0.25]).double() + 0.8 * torch.randn(12, generator=generator).double()
+
+    def density(x: Tensor, g: Tensor) -> Tensor:
+        prior = (g * math.log(0.3) + (1 - g) * math.log(0.7)).sum() - 0.5 * x.square().sum()
+        return prior - 0.5 * ((y - design @ (g * x)) / 0.8).square().sum()
+
+    mass = torch.zeros(2, 2, 2).double()
+    for s in itertools.product(range(2), repeat=3):
+        on = torch.tensor(s).double()
+        covariance = 0.64 * torch.eye(12).double() + design @ torch.diag(on) @ design.T
+        evidence = torch.distributions.MultivariateNormal(torch.zeros(12).double(), covariance).log_prob(y)
+        mass[s] = evidence + sum(math.log(0.3 if one else 0.7) for one in s)
+    mass = (mass - mass.logsumexp((0, 1, 2))).exp()
+    return density, torch.stack([mass.sum([d for d in range(3) if d != k])[1] for k in range(3)])
+
+
+def test_gate_moves_find_the_enumerated_posterior() -> None:
+    density, exact = regression()
+    slabs = torch.arange(3), torch.full((3,), 0.1).double()
+    moves, chains = started(density, slabs, torch.zeros(CHAINS, 3).double(), 3)
+    kept = []
+    for sweep in range(30):
+        moves.hamiltonian(chains)
+        for number in range(3):
+            before = chains.density.clone()
+            moves.gate(chains, number)
+            assert (chains.density != before).all()  # quadratic: never rejected
+        if sweep >= 20 and sweep % 5 == 4:
+            kept.append(chains.g.mean(0))
+    assert ((exact > 0.1) & (exact < 0.95)).all()
+    # two sets of 400 chains, five sweeps apart, are at worst the same one twice
+    assert ((torch.stack(kept).mean(0) - exact).abs() < 4 * (exact * (1 - exact) / CHAINS).sqrt()).all()
+
+
+def test_gate_moves_are_exact_where_the_density_is_not_quadratic() -> None:
+    """One gate, a slab seen through tanh: the proposal is wrong and Metropolis-Hastings mends it; exact by quadrature."""
+
+    def density(x: Tensor, g: Tensor) -> Tensor:
+        prior = (g * math.log(0.4) + (1 - g) * math.log(0.6)).sum() - 0.5 * x.square().sum()
+        return prior - 0.5 * ((0.9 - torch.tanh(2 * g[0] * x[0])) / 0.4) ** 2
+
+    grid = torch.linspace(-8, 8, 4001).double().unsqueeze(1)
+    both = [torch.stack([density(x, torch.tensor([s]).double()) for x in grid]).exp().sum() for s in (0.0, 1.0)]
+    exact = float(both[1] / (both[0] + both[1]))
+    moves, chains = started(density, (torch.tensor([0]), torch.tensor([0.1]).double()), torch.zeros(CHAINS, 1).double(), 1)
+    proposals = moved = 0
+    for _ in range(60):
+        moves.hamiltonian(chains)
+        before = chains.x.clone()
+        moves.gate(chains, 0)
+        proposals, moved = proposals + CHAINS, moved + int((chains.x != before).sum())
+    assert moved < 0.99 * proposals
+    assert abs(float(chains.g.mean()) - exact) < 4 * math.sqrt(exact * (1 - exact) / CHAINS)
+
+
+LINEAR = PerturbedVAE(responsive=2, background=2, hidden=0, likelihood=Gaussian(link="identity"))
+SHORT = Sampled(chains=4, burn_in=6, kept=4, thin=1)
+
+
+@pytest.fixture(scope="module")
+def sampled(screen: ScreenOf) -> Fit:
+    data = screen(genes=15, targets=4, doubles=2)
+    return fit(LINEAR, data, guide=SHORT, settings=FitSettings(epochs=2), device="cpu", progress=False)
+
+
+def test_draws_are_those_that_were_kept(sampled: Fit) -> None:
+    guide = sampled.modules()[1]
+    kept = guide.draws()  # type: ignore[attr-defined]
+    torch.manual_seed(3)
+    for _ in range(5):
+        one = guide.sample_globals()
+        rows = [r for r in range(16) if all(torch.equal(kept[name][r], value) for name, value in one.items())]
+        assert len(rows) == 1 and set(one) == set(kept)
+    assert float(kept["noise"].std(0).min()) > 0
+    torch.testing.assert_close(guide.central_values()["noise"].log(), kept["noise"].log().mean(0))
+    torch.testing.assert_close(guide.inclusion(), kept["gates"].mean(0).clamp(1e-4, 1 - 1e-4))
+
+
+def test_a_saved_fit_predicts_the_same_and_the_start_is_not_sampled(sampled: Fit, tmp_path: Path) -> None:
+    sampled.save(tmp_path / "run")
+    again = Fit.load(tmp_path / "run")
+    one, other = (f.predict(["T01+T03"], draws=6).draws() for f in (sampled, again))
+    np.testing.assert_array_equal(one, other)
+    assert not sampled.at_start().modules()[1].sampled  # type: ignore[union-attr]
+    finding = next(f for f in sampled.diagnose() if f.topic == "nearness to the exact posterior")
+    assert "R-hat" in finding.sentence
+    with pytest.raises(InputError, match="R-hat"):
+        sampled.pareto_k()
+
+
+def test_the_same_seed_gives_the_same_draws(sampled: Fit, screen: ScreenOf) -> None:
+    data = screen(genes=15, targets=4, doubles=2)
+    again = fit(LINEAR, data, guide=SHORT, settings=FitSettings(epochs=2), device="cpu", progress=False)
+    assert all(torch.equal(again.state[name], value) for name, value in sampled.state.items())
