@@ -25,6 +25,8 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "without stretch": {"interaction": pv.Interaction(stretch=0.0)},
     "without residual": {"interaction": pv.Interaction(outside=0.0)},
     "without surprise": {"interaction": pv.Interaction(surprise_spread=0.0)},
+    "decoder uncertainty": {"loadings": pv.UncertainLoadings()},
+    "decoder uncertainty, without residual": {"loadings": pv.UncertainLoadings(), "interaction": pv.Interaction(outside=0.0)},
 }
 GUIDES: dict[str, Any] = {
     "low-rank guide": pv.LowRank(),
@@ -107,6 +109,8 @@ def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
     for regime in ("singles", "doubles"):
         for name, parts in WIDTHS.items():
             out[f"{regime}, start: {name}"] = partial(norman, regime, model.replace(**parts), None, 0)
+        sampled = model.replace(**WIDTHS["decoder uncertainty"])
+        out[f"{regime}: decoder uncertainty"] = partial(norman, regime, sampled, None, epochs)
     for name, guide in GUIDES.items():
         out[f"singles: {name}"] = partial(norman, "singles", model, guide, epochs)
     return out

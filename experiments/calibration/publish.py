@@ -69,7 +69,7 @@ def figure(results: pd.DataFrame, path: Path) -> None:
             axis.text(one["coverage_90"] + 0.01, number, f"CRPS {one['crps']:.4f}", fontsize=7, va="center")
         axis.axvline(0.9, color="0.5", linewidth=1)
         axis.set_yticks(range(len(names)), [n.split(": ")[1] for n in names], fontsize=8)
-        axis.set(xlabel="share of measured values in 90 % intervals", title=f"{regime} trained, warm start", xlim=(0.55, 1.0))
+        axis.set(xlabel="share of measured values in 90 % intervals", title=f"{regime} trained, warm start", xlim=(0.65, 1.0))
     axes[0].invert_yaxis()
     fig.savefig(path, dpi=90)
     plt.close(fig)

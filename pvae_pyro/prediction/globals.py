@@ -22,7 +22,7 @@ from ..story.latents import carried
 class Pushed:
     """What latents do to the predictor once the graph is multiplied out, for `draws` draws of the globals.
 
-    Everything is a combination of the decoder's `loadings` (background + latents, genes), so that no draw needs its own unless loadings are drawn:
+    Everything is a combination of the decoder's `loadings` (background + latents, genes), so that no draw needs its own:
     carry (draws, latents, latents) = (I - L)^{-T}; mix (draws, background, background + latents): what independent standard
     normals do to control backgrounds; base and base_variance (draws, genes) of the predictor over these, batches apart.
     offset (draws, latents, genes): what a draw adds to the responsive loadings, where they are drawn.

@@ -57,8 +57,8 @@ class UncertainLoadings:
 
     `turn` and `sd` are fixed, from the warm start (`inference.loading_law`): they are the law of the error of an axis that was
     told from noisy shifts of trained conditions, so that `width` 1 is that closed form and others are for its sensitivity.
-    The guide keeps this law: in SVI cells would inform loadings once more, and with a drawn latent taken for a known one
-    they would seem known far better than they are. Genes are taken as independent. Adds nothing under the guide `Map`.
+    The guide keeps this law: SVI would count the cells behind it once more (learnt spreads fall to 0.7 of it, 1 / sqrt(2)).
+    Genes are taken as independent. Adds nothing under the guide `Map`.
     """
 
     width: float = 1.0
