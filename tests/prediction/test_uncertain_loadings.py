@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 
+from pvae_pyro.config import from_dict, to_dict
 from pvae_pyro.errors import InputError
 from pvae_pyro.guides import Amortized, Ensemble, Flow, LowRank, Map
 from pvae_pyro.inference import Fit, FitSettings, fit
@@ -160,3 +161,11 @@ def test_without_the_closed_form_start_it_is_refused() -> None:
         fit(model, screen(), settings=FitSettings(epochs=0, warm_start=False), device="cpu", progress=False)
     with pytest.raises(InputError, match="width must be greater than 0"):
         UncertainLoadings(width=0.0)
+
+
+def test_a_file_says_auto_for_loadings_that_are_parameters() -> None:
+    default = from_dict({})
+    described = to_dict(default)
+    assert described["story"]["loadings"] == "auto" and from_dict(described) == default
+    asked = from_dict({"story": {"loadings": {"name": "uncertain", "width": 0.5}}})
+    assert asked.model == PerturbedVAE(loadings=UncertainLoadings(width=0.5)) and from_dict(to_dict(asked)) == asked
