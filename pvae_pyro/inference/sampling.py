@@ -29,6 +29,7 @@ from ..guides.sites import Site, read_sites
 from ..screen import Screen
 from ..story import Story
 from .collapsed import CellMoments
+from .svi import NotFinite
 
 SLABS = {"gates": "effects", "edge_gates": "edge_weights"}  # what a gate lets through
 LEAPFROGS, ACCEPTED, LONGEST = 4, 0.8, 0.8  # of a Hamiltonian move: steps, share to accept, length of a step
@@ -126,13 +127,15 @@ class Moves:
     def whiten(self, chains: Chains, rows: int = 3) -> None:
         """Root of the inverse of the negative Hessian, averaged over some chains.
 
-        With all gates open and shut slabs at zero: a slab is then as stiff as where its gate is open, and a shut one, which is
-        drawn anew with its gate, need not move.
+        With all gates open and shut slabs near zero (at zero itself a length has no curvature): a slab is then as stiff as where
+        its gate is open, and a shut one, which is drawn anew with its gate, need not move.
         """
         x, g = chains.x[:rows].clone(), torch.ones_like(chains.g[:rows])
-        x[:, self.slab] *= chains.g[:rows]
+        x[:, self.slab] = torch.where(chains.g[:rows] > 0.5, x[:, self.slab], self.reach)
         hessian = jacrev(grad(self.one), chunk_size=CHUNK)
         curvature = -torch.stack([hessian(*row) for row in zip(x, g, strict=True)]).mean(0)
+        if not torch.isfinite(curvature).all():
+            raise NotFinite("the curvature of the log density is not finite at the draws of the guide; train it for longer first.")
         values, vectors = torch.linalg.eigh(0.5 * (curvature + curvature.T))
         size = values.abs()
         self.root = vectors * size.clamp_min(0.01 * float(size.median())).rsqrt()

@@ -125,7 +125,9 @@ def test_draws_are_those_that_were_kept(sampled: Fit) -> None:
         one = guide.sample_globals()
         rows = [r for r in range(16) if all(torch.equal(kept[name][r], value) for name, value in one.items())]
         assert len(rows) == 1 and set(one) == set(kept)
-    assert float(kept["noise"].std(0).min()) > 0
+    of_chains = kept["noise"].unflatten(0, (4, 4))  # (kept, chains, genes)
+    moved = (of_chains[1:] != of_chains[:-1]).all(-1)
+    assert moved.float().mean() > 0.4  # four in five proposals are accepted once the step has settled; here burn-in is six
     torch.testing.assert_close(guide.central_values()["noise"].log(), kept["noise"].log().mean(0))
     torch.testing.assert_close(guide.inclusion(), kept["gates"].mean(0).clamp(1e-4, 1 - 1e-4))
 
