@@ -135,7 +135,7 @@ class Moves:
         hessian = jacrev(grad(self.one), chunk_size=CHUNK)
         curvature = -torch.stack([hessian(*row) for row in zip(x, g, strict=True)]).mean(0)
         if not torch.isfinite(curvature).all():
-            raise NotFinite("the curvature of the log density is not finite at the draws of the guide; train it for longer first.")
+            raise NotFinite("the log density has no finite curvature at the draws of the guide; train it for longer first.")
         values, vectors = torch.linalg.eigh(0.5 * (curvature + curvature.T))
         size = values.abs()
         self.root = vectors * size.clamp_min(0.01 * float(size.median())).rsqrt()
