@@ -115,5 +115,5 @@ def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
 
 
 def seeds_of(arm: str) -> tuple[int, ...]:
-    """Three seeds of the default, which say how far seeds lie apart; one of every other arm."""
-    return (0, 1, 2) if arm == DEFAULT else (0,)
+    """The seeds of an arm."""
+    return (0, 1, 2)
