@@ -21,7 +21,7 @@ class Sampled(LowRank):
 
     What is kept are the draws: exact but for the length of the chains and the decoder, which stays as trained. It needs a story
     that is linear and normal given its globals (`Gaussian(link="identity")`, no penetrance, one graph) and a small screen: the
-    cost grows with conditions times genes squared. See `inference.sampling`.
+    cost grows with conditions times genes squared, of which it takes at most 100,000. See `inference.sampling`.
     `chains`: run together; `burn_in`: iterations of each before any is kept; `kept`: draws of each, `thin` iterations apart.
     """
 

@@ -15,7 +15,7 @@ from ..story import Full, Gaussian, Globals, PerturbedVAE, Story
 from ..story.latents import carried
 from ..story.loadings import GeneSets
 
-MOST_MOMENTS = 20_000_000  # conditions x genes x genes, 8 bytes each
+MOST_MOMENTS = 100_000  # conditions x genes x genes: all of them are touched in every evaluation, half an hour of chains
 
 
 def check_linear(model: PerturbedVAE) -> None:
@@ -45,11 +45,11 @@ class CellMoments:
 
     @classmethod
     def of(cls, screen: Screen, rows: np.ndarray, intercept: Tensor) -> CellMoments:
-        """Of these cells of a screen; `intercept` (batches, genes). Raises InputError for scatters too large for memory."""
+        """Of these cells of a screen; `intercept` (batches, genes). Raises InputError where chains would take hours."""
         n, g = len(screen.conditions), screen.n_genes
         if n * g * g > MOST_MOMENTS:
             raise InputError(
-                f"sampling needs a covariance of each of {n} conditions among {g} genes, which is too much; choose fewer genes "
+                f"sampling needs a covariance of each of {n} conditions among {g} genes at every step, which would take hours; choose fewer genes "
                 f"({math.isqrt(MOST_MOMENTS // n)} at most) or another guide."
             )
         base = intercept.double()
