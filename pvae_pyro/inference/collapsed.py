@@ -34,6 +34,16 @@ def check_linear(model: PerturbedVAE) -> None:
         )
 
 
+def check_small(screen: Screen) -> None:
+    """Raise InputError for a screen on which chains would take hours."""
+    n, g = len(screen.conditions), screen.n_genes
+    if n * g * g > MOST_MOMENTS:
+        raise InputError(
+            f"sampling looks at covariances of {n} conditions among {g} genes at every step, which would take hours; "
+            f"choose fewer genes ({math.isqrt(MOST_MOMENTS // n)} at most) or another guide."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class CellMoments:
     """Sufficient statistics of cells given the decoder's intercepts, float64: count (conditions,), mean (conditions, genes) of
@@ -45,13 +55,8 @@ class CellMoments:
 
     @classmethod
     def of(cls, screen: Screen, rows: np.ndarray, intercept: Tensor) -> CellMoments:
-        """Of these cells of a screen; `intercept` (batches, genes). Raises InputError where chains would take hours."""
+        """Of these cells of a screen; `intercept` (batches, genes)."""
         n, g = len(screen.conditions), screen.n_genes
-        if n * g * g > MOST_MOMENTS:
-            raise InputError(
-                f"sampling needs a covariance of each of {n} conditions among {g} genes at every step, which would take hours; choose fewer genes "
-                f"({math.isqrt(MOST_MOMENTS // n)} at most) or another guide."
-            )
         base = intercept.double()
         count, mean, scatter = torch.zeros(n).double(), torch.zeros(n, g).double(), torch.zeros(n, g, g).double()
         for c in range(n):

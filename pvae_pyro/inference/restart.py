@@ -23,7 +23,7 @@ from ..summary import cells_by_condition, condition_generator
 from . import storage
 from .cells import CellStore
 from .checkpoints import resume_from, save_checkpoint
-from .collapsed import check_linear
+from .collapsed import check_linear, check_small
 from .sampling import sample_globals
 from .starting import apply_start, random_start
 from .svi import FitSettings, Trainer
@@ -82,6 +82,7 @@ def train(
     """Start and train one run on a screen whose genes are all seen; `name` stands at the progress bar."""
     if isinstance(restart.guide, Sampled):
         check_linear(model)
+        check_small(screen)
     rows, held_out = validation_slice(screen, settings.validation, restart.seed)
     if restart.resample:
         rows = resampled(screen, rows, restart.seed)

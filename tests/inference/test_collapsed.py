@@ -66,8 +66,10 @@ def test_a_story_whose_latents_do_not_integrate_out_is_refused_before_training(
     assert said in str(raised.value) and "another guide" in str(raised.value)
 
 
-def test_a_screen_with_too_many_genes_is_refused(screen: ScreenOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_screen_with_too_many_genes_is_refused_before_training(
+    screen: ScreenOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = screen()
     monkeypatch.setattr(collapsed, "MOST_MOMENTS", len(data.conditions) * 30**2)
     with pytest.raises(InputError, match=r"\(30 at most\)"):
-        CellMoments.of(data, np.arange(10), torch.zeros(len(data.batches), data.n_genes))
+        fit(LINEAR, data, guide=Sampled(), settings=FitSettings(epochs=50), progress=False)
