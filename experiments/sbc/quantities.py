@@ -63,7 +63,10 @@ def values(
 
 
 def log_likelihood(story: Story, g: Any, screen: Screen) -> float:
-    """log p(all cells | globals), latents integrated out exactly: everything is linear and normal given the globals."""
+    """log p(all cells | globals), latents integrated out exactly: everything is linear and normal given the globals.
+
+    By torch's law of every condition's cells: not by `inference.collapsed`, which the sampler that is judged uses.
+    """
     x, condition = torch.as_tensor(screen.expression.toarray()).double(), torch.as_tensor(screen.condition)
     pushed = carried(story.decoder.responsive, g.graph, story.order).double()
     background = story.decoder.background.double() + g.coupling.double() @ pushed

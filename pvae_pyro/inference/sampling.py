@@ -46,8 +46,9 @@ class JointDensity:
         self.sites = read_sites(self.story.globals)
         self.continuous = _places([site for site in self.sites if not site.is_gate])
         self.gates = _places([site for site in self.sites if site.is_gate])
-        if unknown := [name for name in self.gates if name not in SLABS]:
-            raise InputError(f"sampling knows no move for the gates {', '.join(unknown)}; take another guide.")
+        normal = {site.name for site in self.sites if site.spread is not None}
+        if unknown := [name for name in self.gates if SLABS.get(name) not in normal]:
+            raise InputError(f"no move is known for the gates {', '.join(unknown)} without a normal slab; take another guide.")
 
     def vectors(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """x (D,) and g (n,) of site values by name."""

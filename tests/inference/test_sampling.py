@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +21,7 @@ from pvae_pyro.inference import Fit, FitSettings, fit
 from pvae_pyro.inference.sampling import Chains, Moves
 from pvae_pyro.screen import Screen
 from pvae_pyro.story import Gaussian, PerturbedVAE
+from pvae_pyro.story.plates import Plates
 
 Density = Callable[[Tensor, Tensor], Tensor]
 ScreenOf = Callable[..., Screen]
@@ -148,3 +152,19 @@ def test_the_same_seed_gives_the_same_draws(sampled: Fit, screen: ScreenOf) -> N
     data = screen(genes=15, targets=4, doubles=2)
     again = fit(LINEAR, data, guide=SHORT, settings=FitSettings(epochs=2), device="cpu", progress=False)
     assert all(torch.equal(again.state[name], value) for name, value in sampled.state.items())
+
+
+@dataclass(frozen=True)
+class LaplaceSlab:
+    """Gates over a slab that is not normal: along it the log density is no parabola."""
+
+    def sample(self, plates: Plates, scale: Tensor) -> Tensor:
+        with plates.targets, plates.latents:
+            s = pyro.sample("gates", dist.Bernoulli(0.5 * torch.ones_like(scale)))
+            return s * pyro.sample("effects", dist.Laplace(torch.zeros_like(scale), scale))
+
+
+def test_gates_of_another_slab_are_refused_in_a_sentence(screen: ScreenOf) -> None:
+    data = screen(genes=15, targets=4, doubles=2)
+    with pytest.raises(InputError, match="gates without a normal slab; take another guide"):
+        fit(LINEAR.replace(effects=LaplaceSlab()), data, guide=SHORT, settings=FitSettings(epochs=0), progress=False)
