@@ -19,7 +19,8 @@ from .screens import Bench
 
 OURS = "perturbed_vae"
 RESULTS = Path(__file__).parent / "results.csv"
-LATENTS, RATES = (30, 100), (3e-3,)  # sizes and learning rates of a random start
+LATENTS, RATES = (30, 100), (3e-3, 6e-3)  # sizes and learning rates of a random start
+LENGTHS = {"": 1, ", twice the epochs": 2}  # eight settings with the sizes and rates, as closed forms have
 Make = Callable[[Bench], Preset]
 
 
@@ -30,21 +31,23 @@ class Rival:
     settings: Mapping[str, Make]
 
 
-def _at_rates(made: Mapping[str, Make]) -> Rival:
-    """Each size at each learning rate of a random start."""
+def _trained(made: Mapping[str, Make]) -> Rival:
+    """Each size at each learning rate of a random start, for each number of epochs."""
 
-    def at(make: Make, rate: float) -> Make:
-        return lambda bench: _with_rate(make(bench), rate)
+    def at(make: Make, rate: float, times: int) -> Make:
+        return lambda bench: _with(make(bench), rate, times)
 
-    return Rival({f"{told}, rate {rate}": at(make, rate) for told, make in made.items() for rate in RATES})
+    settings = [(told, make, rate, longer) for told, make in made.items() for rate in RATES for longer in LENGTHS]
+    return Rival({f"{told}, rate {rate}{longer}": at(make, rate, LENGTHS[longer]) for told, make, rate, longer in settings})
 
 
 def _sizes(make: Callable[[int], Preset]) -> Rival:
-    return _at_rates({f"{n} latents": (lambda bench, n=n: make(n)) for n in LATENTS})
+    return _trained({f"{n} latents": (lambda bench, n=n: make(n)) for n in LATENTS})
 
 
-def _with_rate(preset: Preset, rate: float) -> Preset:
-    return replace(preset, settings=replace(preset.settings, learning_rate=rate))
+def _with(preset: Preset, rate: float, times: int) -> Preset:
+    settings = replace(preset.settings, learning_rate=rate, epochs=times * preset.settings.epochs)
+    return replace(preset, settings=settings)
 
 
 def _ours(make: Callable[[], Preset]) -> Rival:
@@ -73,7 +76,7 @@ def _svae(latents: int = presets.LATENTS) -> Preset:
 
 FAMILY: dict[str, Rival] = {
     "discrepancy_vae": _sizes(presets.discrepancy_vae),
-    "sena": _at_rates({f"{count} gene sets": _sena(count) for count in (30, 60)}),
+    "sena": _trained({f"{count} gene sets": _sena(count) for count in (30, 60)}),
     "svae_plus, shifts added": _sizes(_svae),
     "sams_vae": _sizes(presets.sams_vae),
     "cpa": _sizes(presets.cpa),

@@ -1,8 +1,7 @@
 """MCMC over the globals with the latents of cells integrated out: many short chains that start at draws of the guide.
 
-One iteration of every chain: Hamiltonian steps of the continuous globals (Neal 2011, arXiv 1206.1901), whitened by the negative
-Hessian of the log density, and joint moves of some gates with their slabs, drawn from the normal that three values of the log
-density fit and accepted by Metropolis and Hastings. Settings are adapted during burn-in only; chains are advanced together.
+One iteration of every chain: Hamiltonian steps of the continuous globals, draws of all shares given the rest, and moves of some
+gates with their slabs (`moves`). Settings are adapted during burn-in only; chains are advanced together.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from arviz_stats.base.array import array_stats
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.func import grad, jacrev, vmap
+from torch.distributions import SigmoidTransform
 from tqdm import tqdm
 
 from ..errors import InputError
@@ -29,12 +28,11 @@ from ..guides.sites import Site, read_sites
 from ..screen import Screen
 from ..story import Story
 from .collapsed import CellMoments
-from .svi import NotFinite
+from .moves import LONGEST, Chains, Moves
 
 SLABS = {"gates": "effects", "edge_gates": "edge_weights"}  # what a gate lets through
-LEAPFROGS, ACCEPTED, LONGEST = 4, 0.8, 0.8  # of a Hamiltonian move: steps, share to accept, length of a step
+ACCEPTED = 0.8  # of Hamiltonian moves
 MOVED = 6  # every gate is moved once in so many iterations
-CHUNK = 256  # rows of the Hessian at a time
 
 
 class JointDensity:
@@ -71,17 +69,41 @@ class JointDensity:
     def __call__(self, x: Tensor, g: Tensor) -> Tensor:
         """A scalar, with the Jacobian of the unconstrained scale."""
         values, total = self.values(x, g), x.new_zeros(())
-        with poutine.block(), poutine.trace() as drawn, poutine.condition(data=values):
-            globals_ = self.story.globals()
-        nodes: dict[str, Any] = drawn.trace.nodes
-        for node in nodes.values():
-            if node["type"] == "sample" and not site_is_subsample(node):
-                total = total + node["fn"].log_prob(node["value"]).sum()
+        globals_, nodes = self._prior(values)
+        for node in nodes:
+            total = total + node["fn"].log_prob(node["value"]).sum()
         for site in self.sites:
             if site.support is not None:
                 columns, shape = self.continuous[site.name]
                 total = total + site.support.log_abs_det_jacobian(x[columns].reshape(shape), values[site.name]).sum()
         return total + self.moments.log_likelihood(self.story, globals_)
+
+    def _prior(self, values: dict[str, Tensor]) -> tuple[Any, list[dict[str, Any]]]:
+        """Globals of the story at these values, and the nodes of all sites."""
+        with poutine.block(), poutine.trace() as drawn, poutine.condition(data=values):
+            globals_ = self.story.globals()
+        nodes: dict[str, Any] = drawn.trace.nodes
+        return globals_, [node for node in nodes.values() if node["type"] == "sample" and not site_is_subsample(node)]
+
+    def shares(self) -> list[tuple[slice, Callable[[Tensor, Tensor], Tensor]]]:
+        """Sites on the unit interval, whose logits have long tails: columns in x, and what the log density has of each entry."""
+        inside = [site for site in self.sites if isinstance(site.support, SigmoidTransform)]
+        return [(self.continuous[site.name][0], partial(self._terms, site)) for site in inside]
+
+    def _terms(self, site: Site, x: Tensor, g: Tensor) -> Tensor:
+        """Part of the log prior that each entry (n,) of a site has to do with: all sites of its plates, which make its entries
+        independent given the rest. Cells know shares only through gates."""
+        values, own = self.values(x, g), {(frame.name, frame.dim) for frame in site.plates}
+        columns, shape = self.continuous[site.name]
+        assert site.support is not None
+        total = site.support.log_abs_det_jacobian(x[columns].reshape(shape), values[site.name]).flatten()
+        kept = {frame.dim for frame in site.plates}
+        for node in self._prior(values)[1]:
+            if own <= {(frame.name, frame.dim) for frame in node["cond_indep_stack"]}:
+                log_prob = node["fn"].log_prob(node["value"])
+                others = [dim for dim in range(-log_prob.dim(), 0) if dim not in kept]
+                total = total + (log_prob.sum(others) if others else log_prob).flatten()
+        return total
 
     def slabs(self) -> tuple[Tensor, Tensor]:
         """Of every gate: the place of its slab in x, and a tenth of the slab's prior sd (a step to feel its curvature by)."""
@@ -106,107 +128,6 @@ def _places(sites: list[Site]) -> dict[str, tuple[slice, torch.Size]]:
     return out
 
 
-@dataclass
-class Chains:
-    """Where all chains are: x (chains, D), g (chains, gates), density (chains,) there; step: of Hamiltonian moves."""
-
-    x: Tensor
-    g: Tensor
-    density: Tensor
-    step: float = 0.1
-
-
-class Moves:
-    """The two moves, of all chains at once."""
-
-    def __init__(self, density: Callable[[Tensor, Tensor], Tensor], slabs: tuple[Tensor, Tensor], seed: int) -> None:
-        self.one, self.value = density, vmap(density)
-        self.slab, self.reach = slabs
-        self.generator = torch.Generator().manual_seed(seed)
-        self.root = torch.zeros(0)
-
-    def whiten(self, chains: Chains, rows: int = 3) -> None:
-        """Root of the inverse of the negative Hessian, averaged over some chains.
-
-        With all gates open and shut slabs near zero (at zero itself a length has no curvature): a slab is then as stiff as where
-        its gate is open, and a shut one, which is drawn anew with its gate, need not move.
-        """
-        x, g = chains.x[:rows].clone(), torch.ones_like(chains.g[:rows])
-        x[:, self.slab] = torch.where(chains.g[:rows] > 0.5, x[:, self.slab], self.reach)
-        hessian = jacrev(grad(self.one), chunk_size=CHUNK)
-        curvature = -torch.stack([hessian(*row) for row in zip(x, g, strict=True)]).mean(0)
-        if not torch.isfinite(curvature).all():
-            raise NotFinite("the log density has no finite curvature at the draws of the guide; train it for longer first.")
-        values, vectors = torch.linalg.eigh(0.5 * (curvature + curvature.T))
-        size = values.abs()
-        self.root = vectors * size.clamp_min(0.01 * float(size.median())).rsqrt()
-
-    def hamiltonian(self, chains: Chains) -> float:
-        """Some leapfrog steps of every chain; returns the share accepted."""
-        x, (value, slope) = chains.x, self._slope(chains.x, chains.g)
-        momentum = self._normal(x)
-        before = value - 0.5 * momentum.square().sum(1)
-        momentum = momentum + 0.5 * chains.step * slope
-        for left in reversed(range(LEAPFROGS)):
-            x = x + chains.step * momentum @ self.root.T
-            value, slope = self._slope(x, chains.g)
-            momentum = momentum + (chains.step if left else 0.5 * chains.step) * slope
-        # a step that leaves the support gives NaN, and is rejected
-        chance = (value - 0.5 * momentum.square().sum(1) - before).clamp(max=0).exp().nan_to_num(0.0)
-        self._take(chains, self._uniform(chance) < chance, x, chains.g, value)
-        return float(chance.mean())
-
-    def gate(self, chains: Chains, number: int) -> None:
-        """Draw one gate and its slab anew in every chain.
-
-        Along the slab the log density is quadratic where shifts are linear in effects, with the gate open as with it shut: the
-        proposal is then the exact conditional law, and always accepted.
-        """
-        n, column, reach = len(chains.x), int(self.slab[number]), self.reach[number]
-        x, g = chains.x.repeat(6, 1), chains.g.repeat(6, 1)
-        x[:, column] = (torch.tensor([-1.0, 0.0, 1.0]).double() * reach).repeat(2).repeat_interleave(n)
-        g[:, number] = torch.arange(2).double().repeat_interleave(3 * n)
-        low, middle, high = self.value(x, g).view(2, 3, n).unbind(1)
-        slope, curvature = (high - low) / (2 * reach), ((2 * middle - low - high) / reach**2).clamp_min(1e-6)
-        mean, sd = slope / curvature, curvature.rsqrt()
-        mass = torch.log_softmax(middle + 0.5 * slope * mean + sd.log(), 0)  # of both settings, slab integrated out
-        proposed = (self._uniform(mass[0]) < mass[1].exp()).double()
-        slab = _of(mean, proposed) + _of(sd, proposed) * self._normal(mass[0])
-
-        def log_proposal(gate: Tensor, slab: Tensor) -> Tensor:
-            z = (slab - _of(mean, gate)) / _of(sd, gate)
-            return _of(mass, gate) - 0.5 * z.square() - _of(sd, gate).log()
-
-        x, g = chains.x.clone(), chains.g.clone()
-        ratio = log_proposal(g[:, number], x[:, column]) - log_proposal(proposed, slab)
-        x[:, column], g[:, number] = slab, proposed
-        value = self.value(x, g)
-        self._take(chains, self._uniform(ratio).log() < value - chains.density + ratio, x, g, value)
-
-    def _slope(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Log density and its gradient in whitened coordinates."""
-        x = x.detach().requires_grad_(True)
-        with torch.enable_grad():
-            value = self.value(x, g)
-            (slope,) = torch.autograd.grad(value.sum(), x)
-        return value.detach(), slope @ self.root
-
-    def _take(self, chains: Chains, accepted: Tensor, x: Tensor, g: Tensor, density: Tensor) -> None:
-        chains.x, chains.g = (torch.where(accepted[:, None], new, old) for new, old in ((x, chains.x), (g, chains.g)))
-        chains.density = torch.where(accepted, density, chains.density)
-
-    def _uniform(self, like: Tensor) -> Tensor:
-        return torch.rand(like.shape, generator=self.generator, dtype=like.dtype)
-
-    def _normal(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
-
-
-def _of(both: Tensor, gate: Tensor) -> Tensor:
-    """The row of (2, chains) that each chain's gate (chains,) names."""
-    return torch.where(gate > 0.5, both[1], both[0])
-
-
 @torch.no_grad()
 def run_chains(
     density: JointDensity, start: list[dict[str, Tensor]], settings: Sampled, seed: int, progress: bool, name: str
@@ -214,6 +135,7 @@ def run_chains(
     """Draws of every site, chains * kept of them, and R-hat of the log density after burn-in; chains start at these values."""
     x, g = (torch.stack(part) for part in zip(*map(density.vectors, start), strict=True))
     moves, order = Moves(density, density.slabs(), seed), np.random.default_rng(seed)
+    shares = density.shares()
     chains = Chains(x, g, moves.value(x, g))
     burn_in, total = settings.burn_in, settings.burn_in + settings.kept * settings.thin
     kept: list[dict[str, Tensor]] = []
@@ -225,6 +147,8 @@ def run_chains(
         accepted = moves.hamiltonian(chains)
         if iteration <= burn_in // 2:
             chains.step = min(chains.step * math.exp(0.4 * (accepted - ACCEPTED)), LONGEST)
+        for columns, terms in shares:
+            moves.lattice(chains, columns, terms)
         for _ in range(-(-g.shape[1] // MOVED)):
             waiting = waiting or order.permutation(g.shape[1]).tolist()
             moves.gate(chains, waiting.pop())

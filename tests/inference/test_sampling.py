@@ -12,13 +12,16 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
 from pvae_pyro.errors import InputError
 from pvae_pyro.guides import Sampled
 from pvae_pyro.inference import Fit, FitSettings, fit
-from pvae_pyro.inference.sampling import Chains, Moves
+from pvae_pyro.inference.collapsed import CellMoments
+from pvae_pyro.inference.moves import Chains, Moves
+from pvae_pyro.inference.sampling import JointDensity
 from pvae_pyro.screen import Screen
 from pvae_pyro.story import Gaussian, PerturbedVAE
 from pvae_pyro.story.plates import Plates
@@ -109,6 +112,46 @@ def test_gate_moves_are_exact_where_the_density_is_not_quadratic() -> None:
         proposals, moved = proposals + CHAINS, moved + int((chains.x != before).sum())
     assert moved < 0.99 * proposals
     assert abs(float(chains.g.mean()) - exact) < 4 * math.sqrt(exact * (1 - exact) / CHAINS)
+
+
+def test_lattice_moves_find_a_share_with_a_long_tail() -> None:
+    """Logits of independent Beta(0.1, 0.6) and Beta(2, 3) from zero: shares of 400 chains below exact quantiles."""
+    a, b = torch.tensor([0.1, 2.0]).double(), torch.tensor([0.6, 3.0]).double()
+
+    def terms(x: Tensor, g: Tensor) -> Tensor:
+        return a * torch.nn.functional.logsigmoid(x) + b * torch.nn.functional.logsigmoid(-x)
+
+    x = torch.zeros(CHAINS, 3).double()
+    x[:, 0] = 7.0  # no share: stays
+    moves = Moves(lambda x, g: terms(x[1:], g).sum(), NONE, seed=1)
+    chains = Chains(x, torch.zeros(CHAINS, 0).double(), moves.value(x, torch.zeros(CHAINS, 0).double()))
+    for _ in range(60):
+        moves.lattice(chains, slice(1, 3), lambda x, g: terms(x[1:3], g))
+    torch.testing.assert_close(chains.density, moves.value(chains.x, chains.g))
+    assert (chains.x[:, 0] == 7.0).all()
+    for level in (0.1, 0.3, 0.5, 0.7, 0.9):
+        quantile = scipy.stats.beta.ppf(level, a.numpy(), b.numpy())
+        below = (torch.sigmoid(chains.x[:, 1:]) < torch.as_tensor(quantile)).double().mean(0)
+        assert ((below - level).abs() < 4 * math.sqrt(level * (1 - level) / CHAINS)).all()
+
+
+def test_a_move_of_shares_knows_what_it_does_to_the_density(sampled: Fit, screen: ScreenOf) -> None:
+    """Entries are independent given the rest, so that their own terms add up to what the whole density changes by."""
+    story, guide = sampled.modules()
+    data = screen(genes=15, targets=4, doubles=2)
+    moments = CellMoments.of(data, np.arange(data.n_cells), story.decoder.intercept.detach())
+    density = JointDensity(story, moments)
+    rows = [density.vectors({name: part[row] for name, part in guide.draws().items()}) for row in range(3)]  # type: ignore[attr-defined]
+    x, g = (torch.stack(part) for part in zip(*rows, strict=True))
+    moves = Moves(density, density.slabs(), seed=1)
+    chains = Chains(x, g, moves.value(x, g))
+    shares = density.shares()
+    names = [name for name, (columns, _) in density.continuous.items() if columns in [place for place, _ in shares]]
+    assert names == ["inclusion", "acting", "activity"]
+    for columns, terms in shares:
+        moves.lattice(chains, columns, terms)
+        assert (chains.x[:, columns] != x[:, columns]).any()
+        torch.testing.assert_close(chains.density, moves.value(chains.x, chains.g))
 
 
 LINEAR = PerturbedVAE(responsive=2, background=2, hidden=0, likelihood=Gaussian(link="identity"))
