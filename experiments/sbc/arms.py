@@ -23,7 +23,7 @@ from .quantities import fresh, values
 from .world import SETTINGS, draw_world, fitted
 
 DRAWS, SIMULATIONS = 99, 200
-SAMPLED = pv.Sampled(chains=25, burn_in=60, kept=4, thin=7)
+SAMPLED = pv.Sampled(chains=25, burn_in=80, kept=4, thin=7)
 GUIDES: dict[str, Amortized] = {"sampled": SAMPLED, "amortized": pv.Amortized(), "flow": pv.Flow()}
 SVI = "low-rank"  # what `Sampled` is before it samples: judged on the same fits
 
