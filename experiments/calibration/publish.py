@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+
+from ..filling import fill
 
 HERE = Path(__file__).parent
 READMES = (HERE / "README.md", HERE.parents[1] / "README.md")
@@ -79,11 +80,7 @@ def main() -> None:
     results = pd.read_csv(HERE / "results.csv")
     made = tables(results)
     for readme in READMES:
-        text = readme.read_text()
-        for name, one in made.items():
-            whole = rf"<!-- calibration: {name} -->\n.*?<!-- end -->"
-            text = re.sub(whole, lambda _, n=name, t=one: f"<!-- calibration: {n} -->\n{t}\n<!-- end -->", text, flags=re.S)
-        readme.write_text(text)
+        fill(readme, "calibration", made)
     if results["arm"].str.contains("start:").any():
         figure(results, HERE / "widths.png")
     assert np.isfinite(results["value"]).all()

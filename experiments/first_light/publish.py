@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+
+from ..filling import filled
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -154,15 +155,6 @@ def verdict(r: Results) -> str:
 TABLES = {"headline": headline, "real": real, "assumptions": assumptions, "verdict": verdict}
 
 
-def filled(text: str, results: Results) -> str:
-    """A document with every marked table made anew; raises KeyError for a marker without a table."""
-
-    def table(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{TABLES[match[2]](results)}\n{match[3]}"
-
-    return re.sub(r"(<!-- first_light: (\w+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.first_light.publish", description=__doc__)
     parser.add_argument(
@@ -170,9 +162,10 @@ def main() -> None:
     )
     check = parser.parse_args().check
     results, behind = Results(HERE / "results.csv"), []
+    made = {name: table(results) for name, table in TABLES.items()}
     for path in DOCUMENTS:
         old = path.read_text(encoding="utf-8")
-        new = filled(old, results)
+        new = filled(old, "first_light", made)
         if new != old:
             behind.append(str(path.relative_to(ROOT)))
             if not check:

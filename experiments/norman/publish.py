@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from ..filling import fill
 from .arms import CONTROL_CELLS, MEASURED, MODEL, MODEL_CELLS, PERFECT, START
 from .published import DISCREPANCY_VAE, RMSE_R2, SINGLE_DOUBLE, TABLE_14
 from .results import DATA, OURS, Results, table
@@ -197,12 +197,6 @@ def figure(r: Results, path: Path) -> None:
     plt.close(drawn)
 
 
-def filled(text: str, r: Results) -> str:
-    """A document with every marked table made anew."""
-    made, marked = tables(r), re.compile(r"(<!-- norman: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return marked.sub(lambda m: f"{m[1]}{made[m[2]]}\n{m[3]}", text)
-
-
 def publish(out: Path) -> None:
     """tables.md and the figure beside results.csv, and the tables of a README.md there."""
     r = Results(out / "results.csv")
@@ -212,7 +206,7 @@ def publish(out: Path) -> None:
     figure(r, out / FIGURE)
     readme = out / "README.md"
     if readme.exists():
-        readme.write_text(filled(readme.read_text(encoding="utf-8"), r), encoding="utf-8")
+        fill(readme, "norman", tables(r))
 
 
 def main() -> None:

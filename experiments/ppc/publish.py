@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +11,7 @@ import pandas as pd
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from ..filling import fill
 from .arms import SCREENS
 
 HERE = Path(__file__).parent
@@ -90,15 +90,6 @@ def table(results: pd.DataFrame, screen: str) -> str:
     return "\n".join(lines)
 
 
-def filled(text: str, results: pd.DataFrame) -> str:
-    """A document with every marked table made anew."""
-
-    def made(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{table(results, match[2])}\n{match[3]}"
-
-    return re.sub(r"(<!-- ppc: (\w+) -->)\n.*?(<!-- end -->)", made, text, flags=re.DOTALL)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.ppc.publish", description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE, help=f"folder of results.csv, README.md and {NAME}")
@@ -106,7 +97,7 @@ def main() -> None:
     results, readme = pd.read_csv(out / "results.csv"), out / "README.md"
     draw(results, out / NAME)
     if readme.exists():
-        readme.write_text(filled(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
+        fill(readme, "ppc", {screen: table(results, screen) for screen in SCREENS})
 
 
 if __name__ == "__main__":

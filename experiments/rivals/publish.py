@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +13,7 @@ import pandas as pd
 from pvae_pyro.evaluation.differences import TITLES, difference_table
 from pvae_pyro.evaluation.scores import HIGHER_IS_BETTER, Scores
 
+from ..filling import fill
 from .arms import REGIMES
 from .closed import CLOSED
 from .family import FAMILY, OURS
@@ -152,12 +152,8 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
 
 
 def main() -> None:
-    results, readme = pd.read_csv(HERE / "results.csv"), HERE / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for name, made in tables(results).items():
-        pattern = re.compile(rf"(<!-- rivals: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = pattern.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)  # type: ignore[misc]
-    readme.write_text(text, encoding="utf-8")
+    results = pd.read_csv(HERE / "results.csv")
+    fill(HERE / "README.md", "rivals", tables(results))
     if len(differences(results, "singles")):
         figure(results, HERE / "rivals.png")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 from arviz_stats.ecdf_utils import ecdf_pit
 
+from ..filling import fill
 from .arms import DRAWS, SVI
 
 HERE = Path(__file__).parent
@@ -84,9 +84,7 @@ def figure(results: pd.DataFrame, arm: str, path: Path) -> None:
 def main() -> None:
     results = pd.read_csv(HERE / "results.csv")
     judgements = judged(results)
-    readme = HERE / "README.md"
-    whole = f"<!-- sbc -->\n{table(judgements)}\n<!-- end -->"
-    readme.write_text(re.sub(r"<!-- sbc -->\n.*?<!-- end -->", lambda _: whole, readme.read_text(), flags=re.S))
+    fill(HERE / "README.md", "sbc", {"ranks": table(judgements)})
     figure(results, "sampled", HERE / "ranks.png")
     print(judgements.round(3).to_string(index=False))
 

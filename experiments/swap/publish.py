@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from ..filling import fill
 from .arms import COMPOSITIONS, EFFECTS, GUIDES
 
 HERE = Path(__file__).parent
@@ -110,19 +110,10 @@ def figure(results: Results, path: Path) -> None:
     plt.close(drawn)
 
 
-def filled(text: str, results: Results) -> str:
-    """A document with every marked table made anew."""
-    for name, made in tables(results).items():
-        pattern = re.compile(rf"(<!-- swap: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = pattern.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)  # type: ignore[misc]
-    return text
-
-
 def main() -> None:
-    results, readme = Results(HERE / "results.csv"), HERE / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
-    top = HERE.parents[1] / "README.md"
-    top.write_text(filled(top.read_text(encoding="utf-8"), results), encoding="utf-8")
+    results = Results(HERE / "results.csv")
+    for readme in (HERE / "README.md", HERE.parents[1] / "README.md"):
+        fill(readme, "swap", tables(results))
     figure(results, HERE / "swaps.png")
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 import pvae_pyro as pv
+from experiments.filling import filled
 from experiments.norman import __main__ as command
 from experiments.norman import arms, publish
 from experiments.norman.protocol import HELD_OUT, held_out_cells, prepare
@@ -210,7 +211,7 @@ def test_documents_are_what_the_results_say() -> None:
     results = publish.Results(HERE / "results.csv")
     readme = (HERE / "README.md").read_text(encoding="utf-8")
     assert readme.count("<!-- norman: ") >= 3
-    assert publish.filled(readme, results) == readme
+    assert filled(readme, "norman", publish.tables(results)) == readme
     assert publish.page(results) == (HERE / "tables.md").read_text(encoding="utf-8")
 
 
