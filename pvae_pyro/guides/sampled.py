@@ -9,10 +9,13 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor
 
+from ..errors import InputError
 from ..story import Story, checks
 from .amortized import AmortizedGuide
 from .low_rank import LowRank
 from .sites import SitePlates, read_sites
+
+SLABS = {"gates": "effects", "edge_gates": "edge_weights"}  # what a gate lets through, which is moved with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,9 @@ class SampledGuide(AmortizedGuide):
     def __init__(self, config: Sampled, story: Story) -> None:
         super().__init__(config, story)
         self.all_sites = read_sites(story.globals)
+        normal = {site.name for site in self.all_sites if site.spread is not None}
+        if unknown := [site.name for site in self.all_sites if site.is_gate and SLABS.get(site.name) not in normal]:
+            raise InputError(f"no move is known for the gates {', '.join(unknown)} without a normal slab; take another guide.")
         self.register_buffer("sampled", torch.tensor(False))
         self.register_buffer("r_hat", torch.tensor(float("nan")))  # of the log density, after burn-in
         for site in self.all_sites:

@@ -22,15 +22,13 @@ from torch import Tensor
 from torch.distributions import SigmoidTransform
 from tqdm import tqdm
 
-from ..errors import InputError
-from ..guides.sampled import Sampled, SampledGuide
+from ..guides.sampled import SLABS, Sampled, SampledGuide
 from ..guides.sites import Site, read_sites
 from ..screen import Screen
 from ..story import Story
 from .collapsed import CellMoments
 from .moves import LONGEST, Chains, Moves
 
-SLABS = {"gates": "effects", "edge_gates": "edge_weights"}  # what a gate lets through
 ACCEPTED = 0.8  # of Hamiltonian moves
 MOVED = 6  # every gate is moved once in so many iterations
 
@@ -44,9 +42,6 @@ class JointDensity:
         self.sites = read_sites(self.story.globals)
         self.continuous = _places([site for site in self.sites if not site.is_gate])
         self.gates = _places([site for site in self.sites if site.is_gate])
-        normal = {site.name for site in self.sites if site.spread is not None}
-        if unknown := [name for name in self.gates if SLABS.get(name) not in normal]:
-            raise InputError(f"no move is known for the gates {', '.join(unknown)} without a normal slab; take another guide.")
 
     def vectors(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """x (D,) and g (n,) of site values by name."""

@@ -22,6 +22,7 @@ from pvae_pyro.inference import Fit, FitSettings, fit
 from pvae_pyro.inference.collapsed import CellMoments
 from pvae_pyro.inference.moves import Chains, Moves
 from pvae_pyro.inference.sampling import JointDensity
+from pvae_pyro.inference.svi import Trainer
 from pvae_pyro.screen import Screen
 from pvae_pyro.story import Gaussian, PerturbedVAE
 from pvae_pyro.story.plates import Plates
@@ -207,7 +208,8 @@ class LaplaceSlab:
             return s * pyro.sample("effects", dist.Laplace(torch.zeros_like(scale), scale))
 
 
-def test_gates_of_another_slab_are_refused_in_a_sentence(screen: ScreenOf) -> None:
+def test_gates_of_another_slab_are_refused_before_training(screen: ScreenOf, monkeypatch: pytest.MonkeyPatch) -> None:
     data = screen(genes=15, targets=4, doubles=2)
+    monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("trained before it was refused"))
     with pytest.raises(InputError, match="gates without a normal slab; take another guide"):
-        fit(LINEAR.replace(effects=LaplaceSlab()), data, guide=SHORT, settings=FitSettings(epochs=0), progress=False)
+        fit(LINEAR.replace(effects=LaplaceSlab()), data, guide=SHORT, settings=FitSettings(epochs=1), progress=False)
