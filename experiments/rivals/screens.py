@@ -20,7 +20,7 @@ from ..swap.arms import DATA, _norman
 from .closed import Known
 
 FOLDS = 5
-CELLS = 150  # of a condition of the real pseudobulk: about what a condition of the semi-synthetic screen has
+CELLS, CONTROLS = 150, 4000  # of a condition of the real pseudobulk, and of control: about what the semi-synthetic screen has
 ABOVE = 30.0  # added to every gene, because no file holds values below zero; an identity link does not mind
 LEAST = 0.3  # share of a gene's sd over singles that is noise at least
 
@@ -78,19 +78,19 @@ def simulated() -> Bench:
 
 
 @cache
-def real_pseudobulk(cells: int = CELLS) -> Bench:
+def real_pseudobulk(cells: int = CELLS, controls: int = CONTROLS) -> Bench:
     """The real pseudobulk (log1p CPM shifts, as published, not denoised) of the same conditions, as a screen.
 
-    It has no cells. So that whatever reads cells can read it, every condition is given `cells` pseudo-cells (control four times
-    as many) whose mean is its measured one exactly and whose spread is a normal noise, independent between genes, of the sd that
-    makes the noise of that mean what `noise_of` says. How cells differ otherwise is not in it.
+    It has no cells. So that whatever reads cells can read it, every condition is given `cells` pseudo-cells and control `controls`,
+    whose mean is its measured one exactly and whose spread is a normal noise, independent between genes, of the sd that makes the
+    noise of that mean what `noise_of` says. How cells differ otherwise is not in it.
     """
     data = anndata.read_h5ad(DATA / "norman_pseudobulk.h5ad")
     names, shifts = data.obs["condition"].astype(str).to_numpy(), np.asarray(data.X, dtype=float)
     sd = noise_of(shifts[[("+" not in name) for name in names]]) * np.sqrt(cells)
     rng, blocks, labels = np.random.default_rng(0), [], []
     for name, shift in zip(["control", *names], np.vstack([np.zeros(len(sd)), shifts]), strict=True):
-        n = 4 * cells if name == "control" else cells
+        n = controls if name == "control" else cells
         noise = rng.normal(size=(n, len(sd)))
         blocks.append(ABOVE + shift + sd * (noise - noise.mean(axis=0)))
         labels += [name] * n

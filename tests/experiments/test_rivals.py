@@ -14,7 +14,7 @@ from experiments.rivals import arms, publish
 from experiments.rivals.closed import CLOSED, Known
 from experiments.rivals.family import FAMILY, OURS, gene_sets
 from experiments.rivals.scoring import MEAN, errors, scored, widened
-from experiments.rivals.screens import LEAST, Bench, noise_of, real_pseudobulk, simulated
+from experiments.rivals.screens import CONTROLS, LEAST, Bench, noise_of, real_pseudobulk, simulated
 from pvae_pyro.evaluation.baselines import KERNEL_RIDGE, SHRUNK, baselines
 
 HERE = Path(arms.__file__).parent
@@ -122,7 +122,7 @@ def test_pseudo_cells_have_exactly_the_measured_means(shared_data) -> None:  # t
         assert np.abs(made.summary.mean[made.summary.index(name)] - control - shift).max() < 1e-4
     noise = noise_of(np.asarray(data.X)[[("+" not in c) for c in data.obs["condition"]]])
     assert np.sqrt(made.summary.variance.mean(0) / 20) == pytest.approx(noise, rel=0.1, abs=1e-6)
-    assert len(made.odd) == 35 and len(made.even) == 41
+    assert len(made.odd) == 35 and len(made.even) == 41 and made.summary.n_cells[0] == CONTROLS
 
 
 def test_noise_is_what_the_leading_directions_leave() -> None:
