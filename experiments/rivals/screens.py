@@ -81,9 +81,9 @@ def simulated() -> Bench:
 def real_pseudobulk(cells: int = CELLS, controls: int = CONTROLS) -> Bench:
     """The real pseudobulk (log1p CPM shifts, as published, not denoised) of the same conditions, as a screen.
 
-    It has no cells. So that whatever reads cells can read it, every condition is given `cells` pseudo-cells and control `controls`,
-    whose mean is its measured one exactly and whose spread is a normal noise, independent between genes, of the sd that makes the
-    noise of that mean what `noise_of` says. How cells differ otherwise is not in it.
+    It has no cells. So that whatever reads cells can read it, every condition is given `cells` pseudo-cells, and control
+    `controls`, whose mean is its measured one exactly and whose spread is a normal noise, independent between genes, of the sd
+    that makes the noise of the mean of `cells` what `noise_of` says. How cells differ otherwise is not in it.
     """
     data = anndata.read_h5ad(DATA / "norman_pseudobulk.h5ad")
     names, shifts = data.obs["condition"].astype(str).to_numpy(), np.asarray(data.X, dtype=float)
