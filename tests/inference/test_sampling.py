@@ -146,7 +146,7 @@ def test_a_move_of_shares_knows_what_it_does_to_the_density(sampled: Fit, screen
     x, g = (torch.stack(part) for part in zip(*rows, strict=True))
     moves = Moves(density, density.slabs(), seed=1)
     chains = Chains(x, g, moves.value(x, g))
-    shares = density.shares()
+    shares = density.shares(x[0], g[0])
     names = [name for name, (columns, _) in density.continuous.items() if columns in [place for place, _ in shares]]
     assert names == ["inclusion", "acting", "activity"]
     for columns, terms in shares:
@@ -196,6 +196,28 @@ def test_the_same_seed_gives_the_same_draws(sampled: Fit, screen: ScreenOf) -> N
     data = screen(genes=15, targets=4, doubles=2)
     again = fit(LINEAR, data, guide=SHORT, settings=FitSettings(epochs=2), device="cpu", progress=False)
     assert all(torch.equal(again.state[name], value) for name, value in sampled.state.items())
+
+
+@dataclass(frozen=True)
+class SharedSize:
+    """A share that cells see: it scales all effects of its target."""
+
+    def sample(self, plates: Plates, scale: Tensor) -> Tensor:
+        with plates.targets:
+            share = pyro.sample("share", dist.Beta(torch.ones(plates.targets.size, 1).to(scale), torch.ones(()).to(scale)))
+        with plates.targets, plates.latents:
+            return share * pyro.sample("effects", dist.Normal(torch.zeros_like(scale), scale))
+
+
+def test_a_share_that_cells_see_is_left_to_the_hamiltonian_moves(screen: ScreenOf) -> None:
+    data = screen(genes=15, targets=4, doubles=2)
+    made = fit(LINEAR.replace(effects=SharedSize()), data, settings=FitSettings(epochs=0), progress=False)
+    story, guide = made.modules()
+    moments = CellMoments.of(data, np.arange(data.n_cells), story.decoder.intercept.detach())
+    density = JointDensity(story, moments)
+    with torch.no_grad():
+        x, g = density.vectors(guide.sample_globals())
+        assert "share" in density.continuous and density.shares(x, g) == []
 
 
 @dataclass(frozen=True)
