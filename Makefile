@@ -1,10 +1,10 @@
-# make demo | test | lint | notebooks | experiments | clean; each first makes .venv if it is missing or out of date.
+# make demo | test | lint | notebooks | experiments | smoke | clean; each first makes .venv if it is missing or out of date.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 JOBS ?= 2
 
-.PHONY: demo test lint notebooks experiments clean
+.PHONY: demo test lint notebooks experiments smoke clean
 
 # Simulated cells, or those of a file: make demo DATA=file.h5ad KEY=column
 demo: $(READY)
@@ -26,6 +26,11 @@ notebooks: $(READY)
 experiments:
 	@for readme in experiments/*/README.md; do [ -f "$$readme" ] || continue; \
 	  printf '%s  %s\n' "$${readme%/README.md}" "$$(head -n 1 "$$readme")"; done
+
+# One short arm of every experiment, its numbers not kept; some read ../shared/data.
+smoke: $(READY)
+	@printf '%s\n' $(patsubst experiments/%/__main__.py,%,$(wildcard experiments/*/__main__.py)) | OMP_NUM_THREADS=1 xargs -P $(JOBS) -I NAME \
+	  sh -c 'out=$$($(BIN)/python -W ignore -m experiments.NAME --smoke 2>&1) && echo "experiments.NAME: whole" || { echo "$$out"; exit 255; }'
 
 clean:
 	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -149,3 +149,8 @@ def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
         out[f"capacity-{word}"] = lambda seed, c=capacity: _norman(model.replace(composition=c), start, seed)  # type: ignore[misc]
         out[f"width-{word}"] = lambda seed, w=width: _norman(model.replace(interaction=w), start, seed)  # type: ignore[misc]
     return out
+
+
+def seeds_of(arm: str) -> tuple[int, ...]:
+    """Three seeds of the default, one of everything else."""
+    return (0, 1, 2) if arm == "default" else (0,)

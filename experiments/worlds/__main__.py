@@ -1,0 +1,11 @@
+"""python -m experiments.worlds [--arm NAME] [--seed N] [--smoke] [--out DIR]: run what results.csv does not hold yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import run_arms
+from .arms import arms, seeds_of
+
+if __name__ == "__main__":
+    run_arms.main("experiments.worlds", __doc__, Path(__file__).parent, arms, "default", seeds_of)
