@@ -8,6 +8,7 @@ import pyro
 import torch
 from pyro.distributions import Delta
 from torch import Tensor
+from torch.distributions import SigmoidTransform
 
 from ..errors import InputError
 from ..story import Story, checks
@@ -81,8 +82,12 @@ class SampledGuide(AmortizedGuide):
     @torch.no_grad()
     def keep(self, draws: list[dict[str, Tensor]], r_hat: float) -> None:
         """Take these draws, and R-hat of their log density, for the posterior from now on."""
+        shares = {site.name for site in self.all_sites if isinstance(site.support, SigmoidTransform)}
         for name, buffer in self.draws().items():
-            buffer.copy_(torch.stack([draw[name] for draw in draws]))
+            values, inside = torch.stack([draw[name] for draw in draws]), torch.finfo(buffer.dtype)
+            if name in shares:  # single precision would round them to 0 and 1, which have no density
+                values = values.clamp(inside.tiny, 1 - inside.eps)
+            buffer.copy_(values)
         self.sampled.fill_(True)
         self.r_hat.fill_(r_hat)
         shared = {site.name: site for site in self.family.sites.values()}

@@ -17,7 +17,7 @@ from torch.func import grad, jacrev, vmap
 
 from .svi import NotFinite
 
-LEAPFROGS, LONGEST = 4, 0.8  # of a Hamiltonian move: steps, and length of a step
+LEAPFROGS, LONGEST = 4, 0.6  # of a Hamiltonian move: steps, and length of a step; 0.8 would be half a period of a normal
 CHUNK = 256  # rows of the Hessian at a time
 POINTS, FINEST, COARSEST = 24, 0.05, 4.0  # of a lattice: points, distances between two of them
 
@@ -102,7 +102,8 @@ class Moves:
     def lattice(self, chains: Chains, columns: slice, terms: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Draw these coordinates anew among equally spaced points, the present one being any of them with the same probability.
 
-        Every point of a lattice would have been given the same lattice, so that Gibbs draws among its points need no correction.
+        Every point of a lattice would have been given it with the same probability, so that Gibbs draws among its points need no
+        correction.
         `terms` of one chain: what the log density has of each coordinate, which must be independent given all others.
         """
         n, now = len(chains.x), chains.x[:, columns]
@@ -112,7 +113,8 @@ class Moves:
         points = now + distance * (torch.arange(POINTS).view(-1, 1, 1) - place)  # (points, chains, coordinates)
         x = chains.x.repeat(POINTS, 1)
         x[:, columns] = points.flatten(0, 1)
-        value = vmap(terms)(x, chains.g.repeat(POINTS, 1)).unflatten(0, (POINTS, n)).nan_to_num(-math.inf)
+        value = vmap(terms)(x, chains.g.repeat(POINTS, 1)).unflatten(0, (POINTS, n))
+        value = torch.where(value < math.inf, value, -math.inf)
         drawn = (value - (-self._uniform(value).log()).log()).argmax(0, keepdim=True)  # of the softmax, by Gumbel noise
         chains.x = chains.x.clone()
         chains.x[:, columns] = points.gather(0, drawn)[0]

@@ -1,6 +1,6 @@
 """MCMC over the globals with the latents of cells integrated out: many short chains that start at draws of the guide.
 
-One iteration of every chain: Hamiltonian steps of the continuous globals, draws of all shares given the rest, and moves of some
+One iteration of every chain: Hamiltonian steps of the continuous globals, draws of shares given the rest, and moves of some
 gates with their slabs (`moves`). Settings are adapted during burn-in only; chains are advanced together.
 """
 
@@ -66,7 +66,7 @@ class JointDensity:
         values, total = self.values(x, g), x.new_zeros(())
         globals_, nodes = self._prior(values)
         for node in nodes:
-            total = total + node["fn"].log_prob(node["value"]).sum()
+            total = total + node["log_prob"].sum()
         for site in self.sites:
             if site.support is not None:
                 columns, shape = self.continuous[site.name]
@@ -74,30 +74,47 @@ class JointDensity:
         return total + self.moments.log_likelihood(self.story, globals_)
 
     def _prior(self, values: dict[str, Tensor]) -> tuple[Any, list[dict[str, Any]]]:
-        """Globals of the story at these values, and the nodes of all sites."""
+        """Globals of the story at these values, and the nodes of all sites with their `log_prob`."""
         with poutine.block(), poutine.trace() as drawn, poutine.condition(data=values):
             globals_ = self.story.globals()
+        drawn.trace.compute_log_prob()
         nodes: dict[str, Any] = drawn.trace.nodes
         return globals_, [node for node in nodes.values() if node["type"] == "sample" and not site_is_subsample(node)]
 
-    def shares(self, x: Tensor, g: Tensor) -> list[tuple[slice, Callable[[Tensor, Tensor], Tensor]]]:
-        """Sites on the unit interval, whose logits have long tails: columns in x, and what the log density has of each entry.
+    def shares(self, x: Tensor) -> list[tuple[slice, Callable[[Tensor, Tensor], Tensor]]]:
+        """Sites with support `unit_interval`, whose logits have long tails: columns, and the log density's part of each entry.
 
-        Left out: what changes the density by more than that from this x and g, because cells see it or its entries interact.
+        Left to the Hamiltonian steps alone: a site whose entries interact, that cells see, or whose entries no plate names. Other
+        sites are where x has them while that is found out.
         """
         out: list[tuple[slice, Callable[[Tensor, Tensor], Tensor]]] = []
         for site in self.sites:
-            if isinstance(site.support, SigmoidTransform):
-                columns, terms, moved = self.continuous[site.name][0], partial(self._terms, site), x.clone()
-                moved[columns] += torch.linspace(0.5, 1.0, columns.stop - columns.start).to(x)
-                change, told = self(moved, g) - self(x, g), (terms(moved, g) - terms(x, g)).sum()
-                if (change - told).abs() < 1e-6 * (1 + change.abs()):
+            columns, shape = self.continuous.get(site.name, (slice(0), torch.Size()))
+            named = shape.numel() == math.prod(frame.size for frame in site.plates)
+            if isinstance(site.support, SigmoidTransform) and named:
+                terms = partial(self._terms, site)
+                if self._apart(x, columns, terms):
                     out.append((columns, terms))
         return out
 
+    def _apart(self, x: Tensor, columns: slice, terms: Callable[[Tensor, Tensor], Tensor], tries: int = 4) -> bool:
+        """Whether entries that move, wherever they are, change no terms but their own, and the density by just these: with all
+        gates open, which lets cells see most, and with all shut."""
+        generator, n = torch.Generator().manual_seed(0), columns.stop - columns.start
+        n_gates = sum(shape.numel() for _, shape in self.gates.values())
+        for gates in (torch.ones(n_gates).double(), torch.zeros(n_gates).double()):
+            for _ in range(tries):
+                first, second = (2 * torch.randn(n, generator=generator).double() for _ in range(2))
+                still = torch.rand(n, generator=generator) < 0.5
+                base, moved = x.clone(), x.clone()
+                base[columns], moved[columns] = first, torch.where(still, first, second)
+                told, change = terms(moved, gates) - terms(base, gates), self(moved, gates) - self(base, gates)
+                if (told[still].abs() > 1e-8).any() or (change - told.sum()).abs() > 1e-6 * (1 + change.abs()):
+                    return False
+        return True
+
     def _terms(self, site: Site, x: Tensor, g: Tensor) -> Tensor:
-        """Part of the log prior that each entry (n,) of a site has to do with: all sites of its plates, which make its entries
-        independent given the rest."""
+        """Part of the log prior that each entry (n,) of a site has to do with: all sites of its plates."""
         values, own = self.values(x, g), {(frame.name, frame.dim) for frame in site.plates}
         columns, shape = self.continuous[site.name]
         assert site.support is not None
@@ -105,9 +122,8 @@ class JointDensity:
         kept = {frame.dim for frame in site.plates}
         for node in self._prior(values)[1]:
             if own <= {(frame.name, frame.dim) for frame in node["cond_indep_stack"]}:
-                log_prob = node["fn"].log_prob(node["value"])
-                others = [dim for dim in range(-log_prob.dim(), 0) if dim not in kept]
-                total = total + (log_prob.sum(others) if others else log_prob).flatten()
+                others = [dim for dim in range(-node["log_prob"].dim(), 0) if dim not in kept]
+                total = total + (node["log_prob"].sum(others) if others else node["log_prob"]).flatten()
         return total
 
     def slabs(self) -> tuple[Tensor, Tensor]:
@@ -140,7 +156,7 @@ def run_chains(
     """Draws of every site, chains * kept of them, and R-hat of the log density after burn-in; chains start at these values."""
     x, g = (torch.stack(part) for part in zip(*map(density.vectors, start), strict=True))
     moves, order = Moves(density, density.slabs(), seed), np.random.default_rng(seed)
-    shares = density.shares(x[0], g[0])
+    shares = density.shares(x[0])
     chains = Chains(x, g, moves.value(x, g))
     burn_in, total = settings.burn_in, settings.burn_in + settings.kept * settings.thin
     kept: list[dict[str, Tensor]] = []
