@@ -114,10 +114,15 @@ def _counts(results: Results, arm: str, group: str) -> list[str]:
     return [f"{group}, {arm}", title, "; ".join(fits), "", "", "; ".join(start), "-" if np.isnan(rank) else f"rank {rank:.0f}"]
 
 
+def tables(results: Results) -> dict[str, str]:
+    """Every table by the name of its marker."""
+    made = {screen: programs(results, arm) if arm in results.arms else NOT_RUN for screen, arm in FIRST.items()}
+    return made | {"stability": stability(results), "biology": biology(results)}
+
+
 def main() -> None:
     results = Results(HERE / "results.csv")
-    made = {screen: programs(results, arm) if arm in results.arms else NOT_RUN for screen, arm in FIRST.items()}
-    fill(HERE / "README.md", "programs", made | {"stability": stability(results), "biology": biology(results)})
+    fill(HERE / "README.md", "programs", tables(results))
     draw(results, HERE / "programs.png")
 
 

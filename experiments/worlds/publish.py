@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 def table(results: pd.DataFrame, world: str) -> str:
     """Methods by seed: L2, marked where it differs from the model's beyond noise; then means over seeds."""
-    values = results[results["arm"] == world].set_index(["what", "metric", "seed"])["value"]
+    values = results[results["arm"] == world].set_index(["what", "metric", "seed"])["value"].sort_index()
     rows = []
     for method in (MODEL, START, *RULES):
         shown = []
