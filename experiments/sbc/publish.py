@@ -13,7 +13,7 @@ import pandas as pd
 from arviz_stats.ecdf_utils import ecdf_pit
 
 from ..filling import fill
-from .arms import DRAWS, SAMPLED, SVI
+from .arms import DRAWS, SVI
 
 HERE = Path(__file__).parent
 LEVEL = 0.95
@@ -25,7 +25,7 @@ def judged(results: pd.DataFrame) -> pd.DataFrame:
     results, rows = by_guide(results), []
     for (arm, what), part in results[results["metric"] == "rank"].groupby(["arm", "what"], sort=False):
         ranks = part.sort_values("seed")["value"].to_numpy()
-        u = (ranks + np.random.default_rng(0).uniform(size=len(ranks))) / (draws_of(arm) + 1)
+        u = (ranks + np.random.default_rng(0).uniform(size=len(ranks))) / (DRAWS + 1)
         _, ecdf, low, high = ecdf_pit(u, LEVEL, n_simulations=1000)
         z = results[(results["arm"] == arm) & (results["what"] == what) & (results["metric"] == "z")]["value"]
         z = z[z.abs() < 1e6]  # draws that are all alike have no sd to divide by
@@ -33,11 +33,6 @@ def judged(results: pd.DataFrame) -> pd.DataFrame:
         inner = ((u > 0.05) & (u < 0.95)).mean()
         rows.append((arm, what, len(ranks), bool(outside == 0), float(outside), float(inner), float(z.mean()), float(z.std())))
     return pd.DataFrame(rows, columns=["arm", "what", "n", "inside", "outside", "covers_90", "z_mean", "z_sd"])
-
-
-def draws_of(arm: str) -> int:
-    """How many draws the ranks of an arm are among."""
-    return SAMPLED.chains if arm == "sampled" else DRAWS
 
 
 def by_guide(results: pd.DataFrame) -> pd.DataFrame:
@@ -72,7 +67,7 @@ def figure(results: pd.DataFrame, arm: str, path: Path) -> None:
     fig, axes = plt.subplots(-(-len(names) // columns), columns, figsize=(11, 8), sharex=True, sharey=True, layout="constrained")
     for axis, name in zip(axes.flat, names, strict=False):
         ranks = part[part["what"] == name].sort_values("seed")["value"].to_numpy()
-        u = (ranks + np.random.default_rng(0).uniform(size=len(ranks))) / (draws_of(arm) + 1)
+        u = (ranks + np.random.default_rng(0).uniform(size=len(ranks))) / (DRAWS + 1)
         at, ecdf, low, high = ecdf_pit(u, LEVEL, n_simulations=1000)
         axis.fill_between(at, low - at, high - at, color="0.85")
         axis.plot(at, ecdf - at, color="black", linewidth=1)
