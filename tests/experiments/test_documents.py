@@ -12,6 +12,7 @@ from experiments.calibration import publish as calibration
 from experiments.filling import filled
 from experiments.first_light import publish as first_light
 from experiments.inclusion import publish as inclusion
+from experiments.penetrance import publish as penetrance
 from experiments.ppc import publish as ppc
 from experiments.probe import publish as probe
 from experiments.programs import publish as programs
@@ -25,6 +26,7 @@ MADE: dict[str, Tables] = {
     "calibration": lambda csv: calibration.tables(pd.read_csv(csv)),
     "first_light": lambda csv: {name: made(first_light.Results(csv)) for name, made in first_light.TABLES.items()},
     "inclusion": lambda csv: {"rates": inclusion.table(pd.read_csv(csv))},
+    "penetrance": lambda csv: {"found": penetrance.table(pd.read_csv(csv))},
     "ppc": lambda csv: {screen: ppc.table(pd.read_csv(csv), screen) for screen in ppc.SCREENS},
     "probe": lambda csv: {screen: probe.table(probe.Results(csv), screen) for screen in probe.SCREENS},
     "programs": lambda csv: programs.tables(programs.Results(csv)),

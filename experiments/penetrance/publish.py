@@ -1,9 +1,9 @@
-"""python -m experiments.penetrance.figure [--out DIR]: results.csv as one figure, rates and what held-out cells gain."""
+"""python -m experiments.penetrance.publish: the table of README.md and the figure, from results.csv."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -16,10 +16,12 @@ from matplotlib.axes import Axes
 
 from pvae_pyro import Mixture
 
+from ..filling import fill, markdown
 from .arms import KNOWN, STRONG
 
 HERE = Path(__file__).parent
 NAME = "rates.png"
+SEEDS = (0, 1, 2)
 
 
 def rates(results: pd.DataFrame, arm: str, seed: int = 0) -> pd.DataFrame:
@@ -83,12 +85,45 @@ def draw(results: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
+def table(results: pd.DataFrame) -> str:
+    """What was found, a column for each seed."""
+    values = results.set_index(["arm", "what", "metric", "seed"])["value"].sort_index()
+    norman, real, strong = "norman", "papalexi-gaussian", ", ".join(STRONG)
+
+    def of(arm: str, what: str, metric: str, seed: int) -> float:
+        return float(values[arm, what, metric, seed])
+
+    def gain(arm: str, what: str, metric: str, seed: int, when: str = "") -> str:
+        both = (of(arm, f"on minus off{when}{term}{what}", metric, seed) for term in ("", ", standard error"))
+        return "{:+.2f} ({:.2f})".format(*both)
+
+    quarters = [f"on: rates, quarter {q} of effects" for q in (1, 2, 3, 4)]
+    rows: list[tuple[str, Callable[[int], str]]] = [
+        ("semi-synthetic Norman: mean rate in the quarter with the largest effects (known: 0.92)",
+         lambda s: f"{of(norman, quarters[-1], 'mean', s):.3f}"),
+        ("the same: share of 90 % intervals with 0.92 inside, quarters from small to large effects",
+         lambda s: ", ".join(f"{of(norman, q, 'covers_known', s):.2f}" for q in quarters)),
+        ("the same: held-out loss of cells, off -> on (nats a cell)",
+         lambda s: " -> ".join(f"{of(norman, w, 'held_out_loss', s):.1f}" for w in ("off", "on"))),
+        ("the same: L2 of odd doubles, singles trained, off -> on; difference with standard error over pairs",
+         lambda s: " -> ".join(f"{of(norman, f'{w} [odd]', 'l2', s):.2f}" for w in ("off", "on"))
+         + f"; {gain(norman, ' [odd]', 'l2', s)}"),
+        ("the same: 90 % intervals of odd doubles cover, off -> on",
+         lambda s: " -> ".join(f"{of(norman, f'{w} [odd]', 'coverage_90', s):.3f}" for w in ("off", "on"))),
+        (f"Papalexi, held-out cells: log density on minus off, {strong.replace(', ', '/')} (standard error)",
+         lambda s: gain(real, f": {strong}", "log_density", s)),
+        ("the same at the warm start", lambda s: gain(real, f": {strong}", "log_density", s, ", warm start")),
+        ("the same, other targets, trained", lambda s: gain(real, ": other targets", "log_density", s)),
+        ("Papalexi, L2 of held-out pseudobulks over that of the cells' own mean, off / on",
+         lambda s: " / ".join(f"{of(real, w, 'l2_ratio_to_own_mean', s):.3f}" for w in ("off", "on"))),
+    ]  # fmt: skip
+    return markdown(["", *(f"seed {s}" for s in SEEDS)], [[title, *(shown(s) for s in SEEDS)] for title, shown in rows])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.penetrance.figure", description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE, help=f"folder of {NAME}")
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    draw(pd.read_csv(HERE / "results.csv"), out / NAME)
+    results = pd.read_csv(HERE / "results.csv")
+    fill(HERE / "README.md", "penetrance", {"found": table(results)})
+    draw(results, HERE / NAME)
 
 
 if __name__ == "__main__":
