@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pvae_pyro.errors import InputError
 from pvae_pyro.inference.versions import versions
 
 COLUMNS = ["arm", "what", "metric", "seed", "value", "seconds", "date", "torch"]
@@ -31,10 +32,17 @@ def main(module: str, description: str | None, here: Path, arms: Callable[[bool]
     parser.add_argument("--out", type=Path, default=here, help="folder of results.csv")
     options = parser.parse_args()
     known = arms(options.smoke)
+
+    def run(arm: str, seed: int) -> Rows:
+        try:
+            return known[arm](seed)
+        except (InputError, FileNotFoundError) as error:
+            parser.exit(2, f"{parser.prog}: {error} (data are read from ../shared/data, or the folder that PVAE_DATA names)\n")
+
     if options.arm is not None and options.arm not in known:
         parser.error(f"unknown arm {options.arm!r}; choose one of {', '.join(known)}")
     if options.smoke:
-        rows = known[options.arm or smoke_arm](0)
+        rows = run(options.arm or smoke_arm, 0)
         print(pd.DataFrame(rows, columns=["what", "metric", "value"]).to_string(index=False))
         return None
     path = options.out / "results.csv"
@@ -46,7 +54,7 @@ def main(module: str, description: str | None, here: Path, arms: Callable[[bool]
                 continue
             print(f"{arm}, seed {seed}", flush=True)
             begun = time.perf_counter()
-            rows = known[arm](seed)
+            rows = run(arm, seed)
             rest = (round(time.perf_counter() - begun), date.today().isoformat(), versions()["torch"])
             new = pd.DataFrame([(arm, what, m, seed, round(v, 5), *rest) for what, m, v in rows], columns=COLUMNS)
             done = pd.concat([done[~mine], new], ignore_index=True) if len(done) else new

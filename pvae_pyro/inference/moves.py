@@ -58,7 +58,7 @@ class Moves:
         self.root = vectors * size.clamp_min(0.01 * float(size.median())).rsqrt()
 
     def hamiltonian(self, chains: Chains) -> float:
-        """Some leapfrog steps of every chain; returns the share accepted."""
+        """Some leapfrog steps of every chain; returns the mean probability of being accepted."""
         x, (value, slope) = chains.x, self._slope(chains.x, chains.g)
         momentum = self._normal(x)
         before = value - 0.5 * momentum.square().sum(1)

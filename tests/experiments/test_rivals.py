@@ -189,5 +189,7 @@ def test_every_rival_has_an_arm_and_what_is_tuned_has_the_same_budget() -> None:
 def test_the_readme_is_its_results() -> None:
     results = pd.read_csv(HERE / "results.csv")
     readme = (HERE / "README.md").read_text(encoding="utf-8")
-    assert filled(readme, "rivals", publish.tables(results)) == readme, "run python -m experiments.rivals.publish"
+    made = publish.tables(results)
+    assert filled(readme, "rivals", made) == readme, "run python -m experiments.rivals.publish"
+    assert all(f"<!-- rivals: {name} -->" in readme for name in made)
     assert set(results["arm"]) <= set(arms.arms())
