@@ -23,7 +23,7 @@ from .quantities import fresh, values
 from .world import SETTINGS, draw_world, fitted
 
 DRAWS, SIMULATIONS = 99, 200
-SAMPLED = pv.Sampled(chains=25, burn_in=80, kept=4, thin=7)
+SAMPLED = pv.Sampled(chains=DRAWS, burn_in=80, kept=4, thin=5)  # as many chains as draws: those of one chain are not independent
 GUIDES: dict[str, Amortized] = {"sampled": SAMPLED, "amortized": pv.Amortized(), "flow": pv.Flow()}
 SVI = "low-rank"  # what `Sampled` is before it samples: judged on the same fits
 
@@ -45,8 +45,8 @@ def simulated(guide: Amortized, settings: pv.FitSettings, seed: int) -> Rows:
         rows = judged((q.sample_globals() for _ in range(DRAWS)), f", {SVI}" if isinstance(q, SampledGuide) else "")
         if isinstance(q, SampledGuide):
             sample_globals(q, world.screen, np.arange(world.screen.n_cells), seed, False, "sbc")
-            kept = q.draws()
-            rows += judged({name: part[row] for name, part in kept.items()} for row in range(DRAWS))
+            last = {name: part[-DRAWS:] for name, part in q.draws().items()}  # the last draw of every chain
+            rows += judged({name: part[row] for name, part in last.items()} for row in range(DRAWS))
             rows.append(("chains", "r_hat", float(q.r_hat)))
     return rows
 
