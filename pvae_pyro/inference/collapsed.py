@@ -18,8 +18,8 @@ from ..story.loadings import GeneSets
 MOST_MOMENTS = 100_000  # conditions x genes x genes: all of them are touched in every evaluation, half an hour of chains
 
 
-def check_linear(model: PerturbedVAE) -> None:
-    """Raise InputError unless cells are linear and normal in their latents, with one graph for all conditions."""
+def lacking(model: PerturbedVAE) -> list[str]:
+    """What a model would have to have for cells to be linear and normal in their latents, with one graph for all conditions."""
     wanted = {
         'likelihood = Gaussian(link="identity")': isinstance(model.likelihood, Gaussian) and model.likelihood.link == "identity",
         "penetrance = Full()": isinstance(model.penetrance, Full),
@@ -27,7 +27,12 @@ def check_linear(model: PerturbedVAE) -> None:
         "an alignment that leaves z_b ~ Normal(0, I)": not hasattr(model.alignment, "law"),
         "loadings that are parameters": model.loadings is None or isinstance(model.loadings, GeneSets),
     }
-    if missing := [name for name, there in wanted.items() if not there]:
+    return [name for name, there in wanted.items() if not there]
+
+
+def check_linear(model: PerturbedVAE) -> None:
+    """Raise InputError for a model that lacks something."""
+    if missing := lacking(model):
         raise InputError(
             f"globals can be sampled only where latents of cells integrate out; that needs {', '.join(missing)}. "
             "Change the story or take another guide."

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..guides import SampledGuide
-from ..screen import CONTROL
+from ..screen import CONTROL, ConditionSummary, Screen
+from .composing import FEWEST
 
 if TYPE_CHECKING:
     from .fitting import Fit
 
 Level = Literal["fine", "look", "do not trust"]
+USED = 0.01  # variance between cells of E[z_b | x] below which a background latent says nothing of them; its prior's is 1
+DRAWS = 400  # that Pareto k is read from
+WIDE, MANY = 0.97, 100  # coverage above which 90 % intervals are called wide, and the means that it takes to say so
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,11 @@ class Finding:
         return f"[{self.level}] {self.topic}: {self.sentence}" + (f" {self.advice}" if self.advice else "")
 
 
-def diagnose(fit: Fit) -> tuple[Finding, ...]:
-    """All findings, in this order: own conditions, held-out cells, leakage, convergence, gates, latents that no cell uses,
-    restarts, nearness to the exact posterior, what the intervals of combinations rest on."""
-    found = [_own_conditions(fit), _held_out_cells(fit), *_leakage(fit), _convergence(fit), *_gates(fit), _collapse(fit),
-             _restarts(fit), _importance(fit), _combinations(fit)]  # fmt: skip
+def diagnose(fit: Fit, screen: Screen | None = None) -> tuple[Finding, ...]:
+    """All findings, in this order: own conditions, held-out cells, leakage, convergence, gates, latents that nothing
+    uses, restarts, nearness to the exact posterior, what the intervals of combinations rest on."""
+    found = [_own_conditions(fit), _held_out_cells(fit), *_leakage(fit), _convergence(fit), *_gates(fit), *_collapse(fit),
+             _restarts(fit), _importance(fit, screen), _combinations(fit)]  # fmt: skip
     return tuple(f for f in found if f is not None)
 
 
@@ -74,16 +79,22 @@ def unexplained_shift(fit: Fit) -> float:
 def held_out_coverage(fit: Fit, draws: int = 100, seed: int = 0) -> float | None:
     """Share of (condition, gene) pairs whose mean over the held-out cells lies in its 90 % interval; None without such cells.
 
-    Means of few cells: this judges the noise of cells and the trained conditions, not combinations.
+    Means of few cells: this judges the noise of cells and the trained conditions, not combinations. Of an ensemble the first
+    member is judged: the others were trained on some of these cells.
     """
     held_out = fit.validation
     if held_out is None:
         return None
     counts = dict(zip(held_out.conditions, held_out.n_cells.tolist(), strict=True))
-    drawn = fit.predict(list(held_out.conditions), draws=draws, n_cells=counts, seed=seed).draws()
+    drawn = fit.members[0].predict(list(held_out.conditions), draws=draws, n_cells=counts, seed=seed).draws()
     low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
-    seen = fit.active & (held_out.mean > 0).any(0)
+    seen = _seen(fit, held_out)
     return float(((held_out.mean >= low) & (held_out.mean <= high))[:, seen].mean())
+
+
+def _seen(fit: Fit, held_out: ConditionSummary) -> NDArray[np.bool_]:
+    """Genes (G,) with a count in training and in some held-out cell."""
+    return fit.active & (held_out.mean > 0).any(0)
 
 
 def _held_out_cells(fit: Fit) -> Finding | None:
@@ -95,16 +106,25 @@ def _held_out_cells(fit: Fit) -> Finding | None:
     text = (f"90 % intervals cover {100 * share:.0f} % of the means of {int(fit.validation.n_cells.sum())} cells kept out of "
             "training (a few cells of every trained condition).")  # fmt: skip
     advice = "" if level == "fine" else "Intervals are too narrow for trained conditions already: try another likelihood."
+    if share > WIDE and len(fit.validation.conditions) * int(_seen(fit, fit.validation).sum()) >= MANY:
+        level, advice = "look", "Intervals are wider than they claim, for trained conditions already: try another likelihood."
     return Finding("calibration on held-out cells", level, text, advice)
 
 
-def _collapse(fit: Fit) -> Finding:
-    """Responsive latents that no target moves: posterior collapse, or more of them than the screen can tell apart."""
+def _collapse(fit: Fit) -> list[Finding]:
+    """Responsive latents that no target moves, background latents in which cells do not differ: posterior collapse, or more of
+    them than the screen can tell apart."""
     active = fit.history["active_units"][-1]
     total = float(np.mean([len(one.state["story.effect_scale"]) for one in fit.members]))
     level = graded(1 - active / total, 0.5, 0.9)
-    return Finding("latents in use", level, f"targets move {active:.0f} of {total:.0f} responsive latents.",
-                   "" if level == "fine" else "The others say nothing: ask for fewer (responsive).")  # fmt: skip
+    moved = Finding("latents in use", level, f"targets move {active:.0f} of {total:.0f} responsive latents.",
+                    "" if level == "fine" else "The others say nothing: ask for fewer (responsive).")  # fmt: skip
+    size = fit.model.background
+    used = float(np.mean([(one.controls[:, :size].var(0) > USED).double().mean() for one in fit.members]))
+    level = graded(1 - used, 0.5, 0.9)
+    text = f"control cells differ in {used * size:.0f} of {size} background latents."
+    advice = "" if level == "fine" else "The others are collapsed to their prior: ask for fewer (background)."
+    return [moved, Finding("background latents in use", level, text, advice)]
 
 
 def _restarts(fit: Fit) -> Finding:
@@ -121,19 +141,24 @@ def _restarts(fit: Fit) -> Finding:
                    "" if level == "fine" else "Restarts disagree: use the predictions of all, not those of one.")  # fmt: skip
 
 
-def _importance(fit: Fit) -> Finding:
+def _importance(fit: Fit, screen: Screen | None) -> Finding:
+    from ..prediction.importance import hindrance, usable
+
     guides = [one.modules()[1] for one in fit.members]
     if sampled := [float(guide.r_hat) for guide in guides if isinstance(guide, SampledGuide) and guide.sampled]:
         grade = graded(max(sampled), 1.05, 1.3)
         return Finding("nearness to the exact posterior", grade,
                        f"globals were sampled; R-hat of the log density over chains is {max(sampled):.2f}.",
                        "" if grade == "fine" else "Chains do not agree: raise burn_in and thin.")  # fmt: skip
-    k = fit.pareto_k(draws=100)
-    level: Level = "fine" if k < 0.7 else "look"
-    text = f"Pareto k of the posterior of effects, composition and noise is {k:.1f}."
-    advice = ("" if level == "fine" else "Above 0.7 the draws are not the exact posterior's: rely on intervals as far as their "
-              "coverage was measured on held-out conditions.")  # fmt: skip
-    return Finding("nearness to the exact posterior", level, text, advice)
+    advice = "Rely on intervals as far as their coverage was measured on held-out conditions."
+    if problem := hindrance(fit, screen):
+        return Finding("nearness to the exact posterior", "look", f"not known: {problem}.", advice)
+    assert screen is not None
+    k, limit = fit.pareto_k(screen, DRAWS), usable(DRAWS)
+    grade = graded(k, limit, np.inf)
+    return Finding("nearness to the exact posterior", grade,
+                   f"Pareto k of all globals is {k:.1f}; below {limit:.1f} draws can be reweighted to the exact posterior.",
+                   "" if grade == "fine" else advice)  # fmt: skip
 
 
 def _leakage(fit: Fit) -> list[Finding]:
@@ -158,7 +183,11 @@ def _leakage(fit: Fit) -> list[Finding]:
 def _convergence(fit: Fit) -> Finding:
     held_out = np.array(fit.history["held_out_loss"])
     if len(held_out) < 4:
-        return Finding("convergence", "look", f"{len(held_out) - 1} epochs were run: hardly more than the closed-form start.",
+        done = f"{len(held_out) - 1} epochs were run"
+        if not fit.settings.warm_start:
+            return Finding("convergence", "do not trust", f"{done} from a random start: effects were not learnt.",
+                           "Raise epochs, or use warm_start = true.")  # fmt: skip
+        return Finding("convergence", "look", f"{done}: hardly more than the closed-form start.",
                        "Its predictions are usable; raise epochs for a posterior that has seen the likelihood.")  # fmt: skip
     if np.isnan(held_out).any():
         return Finding(
@@ -193,15 +222,20 @@ def _gates(fit: Fit) -> list[Finding]:
 
 
 def _combinations(fit: Fit) -> Finding:
-    n = int(((fit.design != 0).sum(1) >= 2).sum())
-    if n == 0:
+    """Combinations inform how effects combine only beside the effects of their targets alone."""
+    targets = (fit.design != 0).sum(1)
+    alone = (fit.design[targets == 1] != 0).any(0)
+    combined = fit.design[targets >= 2] != 0
+    usable = int((~(combined & ~alone).any(1)).sum())
+    if usable < FEWEST:
+        few = f"{usable} of {len(combined)} trained combinations have all their targets measured alone, too few to learn from"
         return Finding(
             "combinations", "look",
-            "no combination was trained: how effects combine, and how wide intervals of pairs are, rests on an informed prior.",
+            f"{few if len(combined) else 'no combination was trained'}: how effects combine, and how wide intervals of pairs "
+            "are, rests on an informed prior.",
             "Hold some measured combinations out and look at their coverage before relying on these intervals.",
         )  # fmt: skip
-    return Finding(
-        "combinations",
-        "fine" if n >= 10 else "look",
-        f"{n} combinations were trained and inform composition and interaction width.",
-    )
+    level: Level = "fine" if usable >= 10 else "look"
+    return Finding("combinations", level, f"{usable} trained combinations inform composition and interaction width.",
+                   "" if level == "fine" else "Below ten the informed prior still says more than they do: look at coverage of "
+                   "measured combinations that were held out.")  # fmt: skip

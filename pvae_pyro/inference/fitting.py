@@ -152,25 +152,25 @@ class Fit:
 
         return fit_tree(self, draws, seed, conditions, genes, predictions)
 
-    def pareto_k(self, draws: int = 200, seed: int = 0, genes: int = 50) -> float:
-        """How far the posterior of the globals is from the exact one (Pareto k); above 0.7 its draws cannot be reweighted.
-
-        Locals are integrated out: the data are the pseudobulks of the trained conditions at the `genes` that they move most. See
-        `prediction.importance`.
+    def pareto_k(self, screen: Screen, draws: int = 400, seed: int = 0) -> float:
+        """How far the posterior of the globals is from the exact one given the cells it was trained on (Pareto k), latents of
+        cells integrated out; the largest of an ensemble's members. Only for linear-Gaussian stories, see `prediction.importance`.
         """
         from ..prediction.importance import pareto_k
 
-        return float(np.max([pareto_k(one, draws, seed, genes) for one in self.members]))
+        runs = zip(self.members, restarts(self.guide, self.seed), strict=True)
+        return max(pareto_k(one, run, screen, draws, seed) for one, run in runs)
 
-    def diagnose(self) -> tuple[Finding, ...]:
+    def diagnose(self, screen: Screen | None = None) -> tuple[Finding, ...]:
         """Findings in words, each with a level and what to do: own conditions, held-out cells, leakage, convergence, gates,
         collapsed latents, restarts, how near the posterior is to the exact one, and what intervals of combinations rest on.
 
-        What is asked of a prediction, `Posterior.diagnose` answers.
+        `screen`: the cells that it was trained on, which the Pareto k of a linear-Gaussian story needs. What is asked of a
+        prediction, `Posterior.diagnose` answers.
         """
         from .diagnosis import diagnose
 
-        return diagnose(self)
+        return diagnose(self, screen)
 
     def at_start(self) -> Fit:
         """The same fit before training: the closed-form start, 0 epochs."""

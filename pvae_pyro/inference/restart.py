@@ -83,9 +83,7 @@ def train(
     if isinstance(restart.guide, Sampled):
         check_linear(model)
         check_small(screen)
-    rows, held_out = validation_slice(screen, settings.validation, restart.seed)
-    if restart.resample:
-        rows = resampled(screen, rows, restart.seed)
+    rows, held_out = training_rows(screen, restart, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(restart.seed)
         story, guide = build(model, restart.guide, settings, screen, rows)
@@ -109,6 +107,12 @@ def train(
         final_controls = _background(guide, controls)
     return Trained(restart.guide, restart.seed, len(rows), trainer.history, _state(story, guide), start_state,
                    final_controls, start_controls)  # fmt: skip
+
+
+def training_rows(screen: Screen, run: Restart, settings: FitSettings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cells that a run is trained on, and those that it keeps out; the former may repeat."""
+    rows, held_out = validation_slice(screen, settings.validation, run.seed)
+    return resampled(screen, rows, run.seed) if run.resample else rows, held_out
 
 
 def resampled(screen: Screen, rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

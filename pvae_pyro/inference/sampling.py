@@ -81,6 +81,10 @@ class JointDensity:
         nodes: dict[str, Any] = drawn.trace.nodes
         return globals_, [node for node in nodes.values() if node["type"] == "sample" and not site_is_subsample(node)]
 
+    def log_likelihood(self, values: dict[str, Tensor]) -> Tensor:
+        """log p(cells | globals), a scalar, at values of all sites."""
+        return self.moments.log_likelihood(self.story, self._prior(values)[0])
+
     def shares(self, x: Tensor) -> list[tuple[slice, Callable[[Tensor, Tensor], Tensor]]]:
         """Sites with support `unit_interval`, whose logits have long tails: columns, and the log density's part of each entry.
 

@@ -3,40 +3,70 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from arviz_stats.base.array import array_stats
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..guides import Sampled
+from ..guides import AmortizedGuide, Map, Sampled
+from ..guides.ensemble import Restart
+from ..inference.collapsed import CellMoments, lacking
 from ..inference.fitting import Fit
-from ..screen import CONTROL
-from .density import log_density
-from .recipe import Recipe
+from ..inference.restart import training_rows
+from ..inference.sampling import JointDensity
+from ..screen import Screen
 from .sites import draw_sites
 
+MOST_MOMENTS = 5_000_000  # conditions x genes x genes: seconds of algebra
 
-def pareto_k(fit: Fit, draws: int = 200, seed: int = 0, genes: int = 50) -> float:
-    """Pareto k of p(globals, pseudobulks) / q(globals), for one run.
 
-    Cells are integrated out, so that only what all cells share is judged: the data are the measured pseudobulks of the
-    trained conditions, whose law given a draw is normal (`density.log_density`), at the genes with the largest shifts. Below 0.5
-    is good, up to 0.7 usable, above the draws cannot be reweighted to the exact posterior (Vehtari et al. 2024, arXiv
-    1507.02646); with thousands of globals it is above for every factorised guide, and says nothing of modes that no draw saw.
+def pareto_k(fit: Fit, run: Restart, screen: Screen, draws: int, seed: int) -> float:
+    """Pareto k of p(globals, cells) / q(globals) for one run of a fit and the screen that it was trained on.
+
+    Latents of cells are integrated out exactly, so that only what all cells share is judged, given the decoder as it was trained.
+    Below `usable(draws)` draws can be reweighted to the exact posterior (Vehtari et al. 2024, arXiv 1507.02646); of modes that no
+    draw saw it says nothing. Raises InputError with the `hindrance`.
     """
-    if isinstance(fit.guide, Sampled):
-        raise InputError("globals that were sampled have no density to compare with; fit.diagnose() has R-hat of their chains.")
-    summary = fit.training
-    names = [c for c in summary.conditions if c != CONTROL]
-    rows, control = [summary.index(c) for c in names], summary.index(CONTROL)
-    moved = np.abs(summary.mean[rows] - summary.mean[control]).max(0) * fit.active
-    chosen = np.sort(np.argsort(-moved, kind="stable")[: min(genes, int(fit.active.sum()))])
-    columns = np.cumsum(fit.active)[chosen] - 1
-    counts = dict(zip(names, summary.n_cells[rows].tolist(), strict=True))
-    posterior = fit.predict(names, draws=draws, n_cells=counts, seed=seed)
-    assert isinstance(posterior.recipe, Recipe)
-    data = log_density(posterior.recipe, summary.mean[rows][:, chosen], columns).sum(1)
-    sites = draw_sites(posterior.recipe.guide, draws, seed)
-    return tail_shape(data + sites.log_prior - sites.log_q)
+    if problem := hindrance(fit, screen):
+        raise InputError(f"Pareto k cannot be had: {problem}.")
+    inner = screen.select_genes(fit.genes[fit.active].tolist())
+    return tail_shape(log_ratios(fit.modules()[1], inner, training_rows(inner, run, fit.settings)[0], draws, seed))
+
+
+def hindrance(fit: Fit, screen: Screen | None) -> str:
+    """Why Pareto k cannot be had of this fit with this screen; empty where it can."""
+    n, g = len(fit.conditions), int(fit.active.sum())
+    if isinstance(fit.members[0].guide, Sampled):
+        return "globals that were sampled have no density; R-hat of their chains stands for it"
+    if isinstance(fit.members[0].guide, Map):
+        return "the guide Map has globals at points, without a width"
+    if missing := lacking(fit.model):
+        return f"latents of cells do not integrate out, which needs {', '.join(missing)}"
+    if n * g * g > MOST_MOMENTS:
+        return f"covariances of {n} conditions among {g} genes are too many"
+    if screen is None:
+        return "it takes the cells, fit.diagnose(screen trained on)"
+    if screen.conditions != fit.conditions or not np.array_equal(np.asarray(screen.genes).astype(str), fit.genes):
+        return "the screen has other conditions or genes than the one trained on"
+    return ""
+
+
+def log_ratios(guide: AmortizedGuide, screen: Screen, rows: NDArray[np.int64], draws: int, seed: int) -> NDArray[np.float64]:
+    """log p(globals, these cells) - log q(globals) in the draws that predictions with this seed use, (draws,)."""
+    density = JointDensity(guide.story, CellMoments.of(screen, rows, guide.story.decoder.intercept.detach().cpu()))
+    sites = draw_sites(guide, draws, seed)
+    shapes = {site.name: site.centre.shape for site in density.sites}
+    cells = []
+    with torch.no_grad():
+        for row in range(draws):
+            values = {name: torch.as_tensor(sites.values[name][row]).double().reshape(shape) for name, shape in shapes.items()}
+            cells.append(float(density.log_likelihood(values)))
+    return np.array(cells) + sites.log_prior - sites.log_q
+
+
+def usable(draws: int) -> float:
+    """Largest k with which so many draws can be reweighted."""
+    return min(1 - 1 / np.log10(draws), 0.7)
 
 
 def tail_shape(log_ratios: NDArray[np.float64]) -> float:

@@ -190,7 +190,7 @@ def test_draws_are_those_that_were_kept(sampled: Fit) -> None:
     torch.testing.assert_close(guide.inclusion(), kept["gates"].mean(0).clamp(1e-4, 1 - 1e-4))
 
 
-def test_a_saved_fit_predicts_the_same_and_the_start_is_not_sampled(sampled: Fit, tmp_path: Path) -> None:
+def test_a_saved_fit_predicts_the_same_and_the_start_is_not_sampled(sampled: Fit, screen: ScreenOf, tmp_path: Path) -> None:
     sampled.save(tmp_path / "run")
     again = Fit.load(tmp_path / "run")
     one, other = (f.predict(["T01+T03"], draws=6).draws() for f in (sampled, again))
@@ -199,7 +199,7 @@ def test_a_saved_fit_predicts_the_same_and_the_start_is_not_sampled(sampled: Fit
     finding = next(f for f in sampled.diagnose() if f.topic == "nearness to the exact posterior")
     assert "R-hat" in finding.sentence
     with pytest.raises(InputError, match="R-hat"):
-        sampled.pareto_k()
+        sampled.pareto_k(screen(genes=15, targets=4, doubles=2))
 
 
 def test_the_same_seed_gives_the_same_draws(sampled: Fit, screen: ScreenOf) -> None:
