@@ -11,7 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..filling import fill
+from ..filling import NOT_RUN, fill, markdown
+from . import shown
 
 HERE = Path(__file__).parent
 READMES = (HERE / "README.md", HERE.parents[1] / "README.md")
@@ -51,11 +52,25 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
         f"{preset}, {regime} trained, {number} screens": (f"{preset}, {regime}", "model")
         for preset in ("averaging", "synergy") for regime, number in (("singles", "five"), ("half of pairs", "ten"))
     }  # fmt: skip
+    shown_csv = HERE / "shown.csv"
     return {
+        "shown": shown.table(pd.read_csv(shown_csv, dtype={"label": str})) if shown_csv.exists() else NOT_RUN,
+        "conformal": _conformal(results),
         "claims": _table(results, claims, "odd doubles, intervals cover"),
         "widths": _table(results, widths, "odd doubles, seed 0"),
         "screens": _table(results, screens, "simulated pairs held out"),
     }
+
+
+def _conformal(results: pd.DataFrame) -> str:
+    """Markdown: raw and CV+ intervals at every level."""
+    part = results[results["arm"] == "CV+ over pairs"]
+    rows = []
+    for what in dict.fromkeys(part["what"]):
+        one = part[part["what"] == what].set_index("metric")["value"]
+        levels = [f"{one[f'coverage_{n}']:.3f} (s.e. {one[f'coverage_{n}_se']:.3f})" for n in (50, 80, 90, 95)]
+        rows.append([what, *levels, f"{one['width_90']:.3f}"])
+    return markdown(["odd doubles, 0 epochs, seed 0", "50 %", "80 %", "90 %", "95 %", "width of 90 %"], rows)
 
 
 def figure(results: pd.DataFrame, path: Path) -> None:

@@ -19,10 +19,11 @@ from pvae_pyro.inference.sampling import sample_globals
 from pvae_pyro.story import Story
 
 from ..run_arms import Rows
-from .quantities import fresh, values
+from .quantities import fresh, unseen_pairs, values
 from .world import SETTINGS, draw_world, fitted
 
 DRAWS, SIMULATIONS = 99, 200
+COVERED = range(2000, 2040)  # seeds of the arm "coverage", seen nowhere else
 SAMPLED = pv.Sampled(chains=DRAWS, burn_in=80, kept=4, thin=5)  # as many chains as draws: those of one chain are not independent
 GUIDES: dict[str, Amortized] = {"sampled": SAMPLED, "amortized": pv.Amortized(), "flow": pv.Flow()}
 SVI = "low-rank"  # what `Sampled` is before it samples: judged on the same fits
@@ -49,6 +50,28 @@ def simulated(guide: Amortized, settings: pv.FitSettings, seed: int) -> Rows:
             rows += judged({name: part[row] for name, part in last.items()} for row in range(DRAWS))
             rows.append(("chains", "r_hat", float(q.r_hat)))
     return rows
+
+
+def coverage(settings: pv.FitSettings, seed: int, guide: pv.Sampled = SAMPLED) -> Rows:
+    """Share of untrained pairs' genes inside 90 % intervals: 90 of the 100 places among 99 draws."""
+    world = draw_world(seed)
+    story, q = fitted(world, guide, seed, settings=settings)
+    assert isinstance(q, SampledGuide)
+    truth = {name: torch.as_tensor(np.asarray(value)) for name, value in world.truth.sites.items()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block(), pyro.validation_enabled(False):
+        torch.manual_seed(seed)
+        with drawn_axes(story):
+            true = unseen_pairs(story, q, truth)
+
+        def shares(draws: Iterable[dict[str, Tensor]], suffix: str = "") -> Rows:
+            drawn = [unseen_pairs(story, q, one) for one in draws]
+            below = {name: sum((one[name] < value).int() for one in drawn) for name, value in true.items()}
+            return [(name, f"coverage_90{suffix}", float(((b >= 5) & (b <= 94)).double().mean())) for name, b in below.items()]
+
+        rows = shares((q.sample_globals() for _ in range(DRAWS)), f", {SVI}")
+        sample_globals(q, world.screen, np.arange(world.screen.n_cells), seed, False, "coverage")
+        last = {name: part[-DRAWS:] for name, part in q.draws().items()}
+        return rows + shares({name: part[row] for name, part in last.items()} for row in range(DRAWS))
 
 
 def _ranks(true: dict[str, float], drawn: list[dict[str, float]], random: np.random.Generator, suffix: str) -> Rows:
@@ -78,9 +101,10 @@ def arms(smoke: bool = False) -> dict[str, Callable[[int], Rows]]:
     trained = replace(SETTINGS, epochs=1) if smoke else SETTINGS
     guides = GUIDES | {"sampled": replace(SAMPLED, burn_in=6, thin=1)} if smoke else GUIDES
     out = {name: partial(simulated, guide, trained) for name, guide in guides.items()}
+    out |= {"coverage": partial(coverage, trained)}
     return out | {"closed-form start": partial(simulated, pv.LowRank(), replace(SETTINGS, epochs=0))}
 
 
 def seeds_of(arm: str) -> range:
     """The simulations of an arm; the others are run by name."""
-    return range(SIMULATIONS if arm == "sampled" else 0)
+    return COVERED if arm == "coverage" else range(SIMULATIONS if arm == "sampled" else 0)

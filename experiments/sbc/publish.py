@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from arviz_stats.ecdf_utils import ecdf_pit
 
-from ..filling import fill
+from ..filling import NOT_RUN, fill, markdown
 from .arms import DRAWS, SVI
 
 HERE = Path(__file__).parent
@@ -59,6 +59,19 @@ def table(judgements: pd.DataFrame) -> str:
     return "\n".join([*lines, "| **inside the band** | " + " | ".join(shares) + " |"])
 
 
+def covered(results: pd.DataFrame) -> str:
+    """Markdown: mean share inside 90 % intervals over simulations, with its standard error."""
+    part = by_guide(results[results["arm"] == "coverage"])
+    if not len(part):
+        return NOT_RUN
+    rows = []
+    for arm, name in ((SVI, SVI), ("coverage", "sampled")):
+        shares = [part[(part["arm"] == arm) & (part["what"] == what)]["value"] for what in dict.fromkeys(part["what"])]
+        rows.append([name, *(f"{one.mean():.3f} ± {one.std(ddof=1) / len(one) ** 0.5:.3f}" for one in shares)])
+    simulations = part["seed"].nunique()
+    return markdown([f"untrained pairs, {simulations} simulations", *dict.fromkeys(part["what"])], rows)
+
+
 def figure(results: pd.DataFrame, arm: str, path: Path) -> None:
     """ECDF of ranks minus uniform, a panel for each quantity, with the 95 % simultaneous band."""
     part = results[(results["arm"] == arm) & (results["metric"] == "rank")]
@@ -84,7 +97,7 @@ def figure(results: pd.DataFrame, arm: str, path: Path) -> None:
 def main() -> None:
     results = pd.read_csv(HERE / "results.csv")
     judgements = judged(results)
-    fill(HERE / "README.md", "sbc", {"ranks": table(judgements)})
+    fill(HERE / "README.md", "sbc", {"ranks": table(judgements), "coverage": covered(results)})
     figure(results, "sampled", HERE / "ranks.png")
     print(judgements.round(3).to_string(index=False))
 

@@ -14,7 +14,7 @@ from pvae_pyro.screen import Screen
 from pvae_pyro.story import Story
 from pvae_pyro.story.latents import carried
 
-from .world import RESPONSIVE, TARGETS, UNSEEN
+from .world import CELLS, RESPONSIVE, TARGETS, UNSEEN, UNTRAINED
 
 
 def values(
@@ -79,6 +79,26 @@ def log_likelihood(story: Story, g: Any, screen: Screen) -> float:
         law = torch.distributions.LowRankMultivariateNormal(torch.zeros(x.shape[1]).double(), factors, g.noise.double().square())
         total += float(law.log_prob(cells).sum())
     return total
+
+
+def unseen_pairs(story: Story, guide: AmortizedGuide, sites: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Latent mean, and pseudobulk of `CELLS` cells, of every pair that was not trained, (pairs, genes): what no cell has seen is
+    drawn by the story's own rule, so that a truth and a posterior draw are drawn alike."""
+    g = guide.assemble(sites)
+    design = torch.zeros(len(UNTRAINED), len(TARGETS))
+    for row, name in enumerate(UNTRAINED):
+        design[row, [TARGETS.index(target) for target in name.split("+")]] = 1.0
+    with poutine.block():
+        with poutine.condition(data=sites):
+            shared = story.shared()
+        composed = story.compose(shared, design)
+        eta, residual = story.interact(shared, design, composed)
+    pushed = carried(story.decoder.responsive, g.graph, story.order)
+    mean = story.decoder.intercept[0] + (composed + eta) @ pushed + residual
+    background = story.decoder.background + g.coupling @ pushed
+    own = story.noise_variance(g.log_variance, design).sqrt() * torch.randn(len(design), story.n_latents)
+    noise = torch.randn(len(design), len(background)) @ background + own @ pushed + g.noise * torch.randn_like(mean)
+    return {"latent mean": mean, f"pseudobulk of {CELLS} cells": mean + noise / CELLS**0.5}
 
 
 def fresh(generator: np.random.Generator, latents: int = RESPONSIVE) -> dict[str, Tensor]:

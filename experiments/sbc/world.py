@@ -21,10 +21,11 @@ from pvae_pyro.story import PerturbedVAE, Story
 
 TARGETS = [f"T{i}" for i in range(6)]
 PAIRS = ["+".join(p) for p in itertools.combinations(TARGETS, 2)]
-TRAINED, UNSEEN = PAIRS[::2], PAIRS[1]
+TRAINED, UNTRAINED, UNSEEN = PAIRS[::2], PAIRS[1::2], PAIRS[1]
+CELLS = 60  # of a condition
 RESPONSIVE = 3
 # as many axes as latents: the start turns them, and only then is the prior of the rule the same in all axes
-PLAN = ScreenPlan({"control": 300} | dict.fromkeys(TARGETS, 60) | dict.fromkeys(TRAINED, 60), genes=20, loading=10.0, noise=3.0)
+PLAN = ScreenPlan({"control": 300} | dict.fromkeys(TARGETS + TRAINED, CELLS), genes=20, loading=10.0, noise=3.0)
 FLOOR = 1000.0  # added to all values: files hold none below zero
 MODEL = pv.PerturbedVAE(
     responsive=RESPONSIVE, background=2, hidden=0,

@@ -12,6 +12,7 @@ from arviz_base import from_dict
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..guides import SampledGuide
 from ..labels import CONTROL, near, parse_request
 from ..prediction import Posterior, predict
 from ..prediction.density import log_density
@@ -33,8 +34,13 @@ _Groups = dict[str, dict[str, Array]]
 
 NOTE = ("draws of a variational posterior, not MCMC: a chain is one run of the optimiser (a restart), so that r_hat, ess and "
         "mcse say whether restarts agree, nothing about a sampler; latents of different chains are different ones")  # fmt: skip
-LP = "log prior density of the drawn globals; cells, and thus the likelihood, are not in it"
-LOG_Q = "log density of the drawn globals under the guide; of gates the Bernoulli mass of the hard ones"
+SAMPLED = ("draws of MCMC with the latents of cells integrated out, chosen at random among those kept of all its chains: a chain is "
+           "one fit, so that r_hat, ess and mcse say nothing about the sampler, whose own R-hat fit.diagnose() has")  # fmt: skip
+STATS = {
+    "lp": "log_prior plus log_likelihood of all conditions: density of the drawn globals and of the pseudobulks in this file",
+    "log_prior": "log prior density of the drawn globals",
+    "log_q": "log density of the drawn globals under the guide; of gates the Bernoulli mass of the hard ones",
+}
 # plates of the story -> dimensions here; others keep their name, and so do sites
 _DIMENSIONS = {"targets": "perturbation", "latents": "latent", "genes": "gene", "edges": "edge", "given_edges": "given_edge",
                "combinations": "combination", "features": "feature", "background_edges": "background_edge"}  # fmt: skip
@@ -72,8 +78,9 @@ def fit_tree(
         groups[kind] = _globals(sites, recipes, columns, dims) | {"delta_mean": deltas}
         groups[f"{kind}_predictive"] = {"y_bulk": _stack(bulk)[:, :, : len(names)]}
         if kind == "posterior":
-            groups["sample_stats"] = {"lp": _stack([s.log_prior for s in sites]), "log_q": _stack([s.log_q for s in sites])}
+            stats = {"log_prior": _stack([s.log_prior for s in sites]), "log_q": _stack([s.log_q for s in sites])}
     groups["log_likelihood"] = {"y_bulk": _densities(parts, measured, columns)[:, :, : len(names)]}
+    groups["sample_stats"] = {"lp": stats["log_prior"] + groups["log_likelihood"]["y_bulk"].sum(-1)} | stats
     groups["observed_data"] = {"y_bulk": measured[: len(names)]}
     rows = rows[: len(names)]
     groups["constant_data"] = {
@@ -132,12 +139,14 @@ def _tree(
     """The groups with their attributes; arviz_base sees that the log likelihood of y_bulk has no genes."""
     from .. import __version__
 
-    library = {"inference_library": "pvae_pyro", "inference_library_version": __version__, "note": NOTE}
+    parts = _parts(posterior)
+    note = SAMPLED if isinstance(parts[0].guide, SampledGuide) and parts[0].guide.sampled else NOTE
+    library = {"inference_library": "pvae_pyro", "inference_library_version": __version__, "note": note}
     attrs: dict[str, dict[str, Any]] = {group: dict(library) for group in groups}
-    attrs["/"] = library | {"seed": _parts(posterior)[0].seed, "scale": posterior.scale, **facts}
+    attrs["/"] = library | {"seed": parts[0].seed, "scale": posterior.scale, **facts}
     tree = from_dict(groups, coords=coords, dims=dims, pred_coords=pred_coords, pred_dims=dims, attrs=attrs)
     if "sample_stats" in groups:
-        for name, text in (("lp", LP), ("log_q", LOG_Q)):
+        for name, text in STATS.items():
             tree["sample_stats"][name].attrs["description"] = text
     return tree
 

@@ -31,7 +31,7 @@ MADE: dict[str, Tables] = {
     "ppc": lambda csv: {screen: ppc.table(pd.read_csv(csv), screen) for screen in ppc.SCREENS},
     "probe": lambda csv: {screen: probe.table(probe.Results(csv), screen) for screen in probe.SCREENS},
     "programs": lambda csv: programs.tables(programs.Results(csv)),
-    "sbc": lambda csv: {"ranks": sbc.table(sbc.judged(pd.read_csv(csv)))},
+    "sbc": lambda csv: {"ranks": sbc.table(sbc.judged(pd.read_csv(csv))), "coverage": sbc.covered(pd.read_csv(csv))},
     "swap": lambda csv: swap.tables(swap.Results(csv)),
     "worlds": lambda csv: {world: worlds.table(pd.read_csv(csv), world) for world in worlds.WORLDS},
 }

@@ -198,6 +198,7 @@ def test_a_saved_fit_predicts_the_same_and_the_start_is_not_sampled(sampled: Fit
     assert not sampled.at_start().modules()[1].sampled  # type: ignore[union-attr]
     finding = next(f for f in sampled.diagnose() if f.topic == "nearness to the exact posterior")
     assert "R-hat" in finding.sentence
+    assert "draws of MCMC" in sampled.to_datatree(draws=4, genes=3).attrs["note"]
     with pytest.raises(InputError, match="R-hat"):
         sampled.pareto_k(screen(genes=15, targets=4, doubles=2))
 

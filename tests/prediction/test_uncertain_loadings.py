@@ -142,9 +142,9 @@ def test_export_names_its_dimensions_and_diagnosis_is_whole() -> None:
     drawn = tree["posterior"]["loadings"]
     assert drawn.dims == ("chain", "draw", "axes", "gene") and drawn.shape[-1] == 5
     # guide and prior have one law, so that these sites add nothing to log p - log q
-    gap = (tree["sample_stats"]["lp"] - tree["sample_stats"]["log_q"]).values
+    gap = (tree["sample_stats"]["log_prior"] - tree["sample_stats"]["log_q"]).values
     bare = fitted(LINEAR).to_datatree(draws=4, genes=5)["sample_stats"]
-    np.testing.assert_allclose(gap, (bare["lp"] - bare["log_q"]).values, rtol=1e-4)
+    np.testing.assert_allclose(gap, (bare["log_prior"] - bare["log_q"]).values, rtol=1e-4)
     topics = {finding.topic for finding in one.diagnose()}
     assert topics == {finding.topic for finding in fitted(LINEAR).diagnose()}
 

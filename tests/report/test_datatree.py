@@ -201,7 +201,7 @@ def test_lp_is_the_prior_density_by_scipy() -> None:
         "interaction": stats.norm.logpdf(x["interaction"], 0, x["kappa"][:, :, None] * story["typical"] * surprise),
         "residual": stats.norm.logpdf(x["residual"], 0, 0.07 * story["spread"] * surprise),
     }
-    np.testing.assert_allclose(found["sample_stats"]["lp"][0], total(found, parts), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(found["sample_stats"]["log_prior"][0], total(found, parts), rtol=1e-5, atol=1e-3)
 
 
 def test_log_q_is_the_density_of_the_guide_by_scipy() -> None:
@@ -523,6 +523,8 @@ def test_arviz_stats_reads_it() -> None:
     assert pit.dims == ("condition", "gene") and ((pit >= 0) & (pit <= 1)).all()
     approximate = arviz_stats.loo_approximate_posterior(found, found["sample_stats"]["lp"], found["sample_stats"]["log_q"])
     assert np.isfinite(approximate.elpd)
+    stats_, likelihood = found["sample_stats"], found["log_likelihood"]["y_bulk"]
+    np.testing.assert_allclose(stats_["lp"], stats_["log_prior"] + likelihood.sum("condition"), rtol=1e-12)
 
 
 def test_arviz_plots_draw_it() -> None:
