@@ -18,7 +18,7 @@ from pvae_pyro.screen import CONTROL
 from ..first_light.arms import DATA, DRAWS
 from ..run_arms import Arms, Rows
 from .cells import cut, large_conditions, simulated, strata
-from .checks import LEADING, WELL_SEEN, beyond, compared, look
+from .checks import LEADING, WELL_SEEN, beyond, compared, effect_sizes, look
 
 SCREENS = {"papalexi": ("papalexi_cells.h5ad", "target", "replicate"), "norman": ("norman_cells.h5ad", "condition", None)}
 LIKELIHOODS: dict[str, Any] = {
@@ -93,20 +93,26 @@ def _of_cells(trace: poutine.Trace) -> torch.Tensor:
 
 
 def pseudobulk(fit: pv.Fit, test: pv.Screen, seed: int) -> Rows:
-    """Held-out cells' means of every condition: distance against that of the training cells' own mean, CRPS, coverage."""
-    truth = test.summary().restrict([c for c in test.conditions if c != CONTROL])
+    """Held-out cells' means of every condition: distance against that of the training cells' own mean, CRPS, coverage, sizes of
+    effects."""
+    held_out = test.summary()
+    truth = held_out.restrict([c for c in test.conditions if c != CONTROL])
     own = np.stack([fit.training.mean[fit.training.index(c)] for c in truth.conditions])
-    counts = dict(zip(truth.conditions, truth.n_cells.tolist(), strict=True))
-    draws = fit.predict(list(truth.conditions), draws=DRAWS, n_cells=counts, seed=seed).draws()
+    counts = dict(zip(held_out.conditions, held_out.n_cells.tolist(), strict=True))
+    drawn = fit.predict([*truth.conditions, CONTROL], draws=DRAWS, n_cells=counts, seed=seed).draws()
+    draws, control_draws = drawn[:, :-1], drawn[:, -1:]
     mean = draws.mean(axis=0, dtype=np.float64)
     ratio = np.linalg.norm(mean - truth.mean, axis=1) / np.linalg.norm(own - truth.mean, axis=1)
     i = fit.training.index(CONTROL)
     control = (fit.training.mean[i], fit.training.variance[i], int(fit.training.n_cells[i]))
     table = pv.evaluate(truth, {"model": pv.Prediction(mean=mean, draws=draws)}, control).rows
     scores = table.groupby("metric")["value"].mean()
-    return [("model", "l2_ratio_to_own_mean", float(ratio.mean()))] + [
-        ("model", metric, float(scores[metric])) for metric in ("l2", "crps", "coverage_50", "coverage_90")
-    ]
+    rows: Rows = [("model", "l2_ratio_to_own_mean", float(ratio.mean()))]
+    rows += [("model", metric, float(scores[metric])) for metric in ("l2", "crps", "coverage_50", "coverage_90")]
+    reference = held_out.restrict([CONTROL])
+    se = np.sqrt(truth.variance / truth.n_cells[:, None] + reference.variance / reference.n_cells[0])
+    sizes = effect_sizes(draws - control_draws, truth.mean - reference.mean, se, fit.active)
+    return rows + [("model", metric, value) for metric, value in sizes.items()]
 
 
 def arms(smoke: bool = False) -> Arms:

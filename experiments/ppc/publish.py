@@ -70,6 +70,8 @@ COLUMNS = [
     ("tail_above", "above 1,000, x nominal", 1),
     ("kurtosis", "kurtosis", 1),
     ("library_slope", "library slope", 3),
+    ("effects_q99", "size of effects, 99 % quantile / measured", 2),
+    ("effects_beyond", "effects beyond 3 s.e. / measured", 2),
     ("cell_log_density", "log density of a cell", 1),
     ("l2_ratio_to_own_mean", "L2 / L2 of own mean", 3),
     ("crps", "CRPS", 4),

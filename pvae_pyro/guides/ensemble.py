@@ -31,7 +31,7 @@ class Ensemble:
     every member but the first training cells drawn with replacement inside each condition (bootstrap; validation cells
     are set apart before), so that loadings and decoder, which are parameters without a posterior, differ too. It widens the
     intervals, but drawing doubles the sampling noise that the closed-form start counts once, so each such member is worse:
-    on the semi-synthetic Norman screen an ensemble of three loses 4 % of L2 and of CRPS by it. Hence off by default.
+    on the semi-synthetic Norman screen an ensemble of three loses 3 % of L2 and of CRPS by it. Hence off by default.
     """
 
     n: int = 5

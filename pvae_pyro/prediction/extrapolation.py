@@ -56,8 +56,8 @@ def diagnose(posterior: Posterior) -> tuple[Finding, ...]:
         found.append(Finding(
             "untrained targets", "do not trust",
             f"{len(unseen)} of {len(table)} asked conditions hold a target that no cell was trained on ({listing(unseen, 3)}): "
-            "its effect is drawn from the prior and points nowhere.",
-            "Use the width if you must, not the direction; measure the target alone first.",
+            "its effect is drawn from the prior, which points nowhere and is smaller than measured effects.",
+            "Use neither its mean nor its intervals, which are too narrow; measure the target alone first.",
         ))  # fmt: skip
     more = table.loc[table["n_targets"] > np.maximum(table["most_targets"], 2), "condition"].tolist()
     if len(more):
