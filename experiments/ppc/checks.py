@@ -102,7 +102,7 @@ def effect_sizes(
 ) -> dict[str, float]:
     """Sizes of shifts from control over conditions and genes, of simulated pseudobulks over measured ones.
 
-    drawn (draws, conditions, genes); measured and its se (conditions, genes). effects_q50, q90, q99: quantile of |shift|, the mean
+    drawn (draws, conditions, genes); measured and its se (conditions, genes). effects_q50, q90, q99: quantile of |shift|, mean
     over draws as a multiple of the measured one; effects_beyond: the same of the share beyond three standard errors; effects_p:
     share of draws whose 99 % quantile is above the measured one.
     """

@@ -34,8 +34,8 @@ _Groups = dict[str, dict[str, Array]]
 
 NOTE = ("draws of a variational posterior, not MCMC: a chain is one run of the optimiser (a restart), so that r_hat, ess and "
         "mcse say whether restarts agree, nothing about a sampler; latents of different chains are different ones")  # fmt: skip
-SAMPLED = ("draws of MCMC with the latents of cells integrated out, chosen at random among those kept of all its chains: a chain is "
-           "one fit, so that r_hat, ess and mcse say nothing about the sampler, whose own R-hat fit.diagnose() has")  # fmt: skip
+SAMPLED = ("draws of MCMC with the latents of cells integrated out, chosen at random among those kept of all its chains: a chain "
+           "here is one fit, so that r_hat, ess and mcse say nothing of the sampler, whose R-hat fit.diagnose() has")  # fmt: skip
 STATS = {
     "lp": "log_prior plus log_likelihood of all conditions: density of the drawn globals and of the pseudobulks in this file",
     "log_prior": "log prior density of the drawn globals",
