@@ -110,7 +110,7 @@ def fit_command(
     writer = RunWriter.check(out, resume, overwrite)
 
     from pvae_pyro.config import load_config, to_dict, to_toml
-    from pvae_pyro.inference.fitting import choose_device
+    from pvae_pyro.inference.admission import choose_device
     from pvae_pyro.screen import Screen, read_conditions, split_screen
 
     choose_device(device)

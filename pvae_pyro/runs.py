@@ -48,6 +48,7 @@ class Run:
 
     def held_out(self) -> ConditionSummary:
         """Measured summaries of the conditions of the data not trained on; InputError where there are none."""
+        from pvae_pyro.inference.storage import load_arrays
         from pvae_pyro.screen import ConditionSummary
 
         path = self.folder / _HELD_OUT
@@ -56,8 +57,7 @@ class Run:
                 f"the run {self.folder} was trained on every condition of its data; give cells to score on with "
                 "--test."
             )
-        with np.load(path, allow_pickle=False) as arrays:
-            return ConditionSummary.from_arrays(arrays)
+        return ConditionSummary.from_arrays(load_arrays(path))
 
 
 def open_run(path: Path) -> Run:
@@ -180,8 +180,7 @@ def fingerprint(screen: Screen) -> str:
 
 def _state_of(work: Path) -> bool:
     """Whether a partial folder holds a state after at least one epoch."""
-    checkpoint = work / "checkpoint"
-    return checkpoint.is_dir() and any(checkpoint.iterdir())
+    return any(work.glob("checkpoint*/**/checkpoint.json"))  # also the new one that a kill kept from being renamed
 
 
 def _brief(value: Any) -> str:

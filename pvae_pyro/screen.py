@@ -348,6 +348,11 @@ def _notices(
     spared = [label for label in labels if is_control_word(label) and label not in pooled]
     if spared := [label for label in spared if parse_condition(label, convention)]:
         notices.append(f"{listing(spared)} is read as a target, since another control label was given.")
+    cases: dict[str, list[str]] = {}
+    for label in labels:
+        cases.setdefault(label.casefold(), []).append(label)
+    if slips := [one for one in cases.values() if len(one) > 1 and not set(one) & set(pooled)]:
+        notices.append(f"{listing(slips[0])} differ in case only and are read as different conditions.")
     odd = [label for label in labels if "_" in label and label not in pooled]
     if odd and convention.separator is None:
         notices.append(f"'_' is read as part of the name in {listing(odd, 3)}.")

@@ -10,6 +10,9 @@ from pvae_pyro.errors import InputError
 STRONG_SEPARATORS = ("+", ",", "|", ";")
 """Never part of a gene name, so a separator wherever they stand."""
 
+WEAK_SEPARATORS = ("/", "&", ":", "-")
+"""Part of many gene names; doubtful where all they join are labels themselves."""
+
 _MOST_TOKENS = 12  # readings of a label grow as 2^tokens
 
 
@@ -55,7 +58,22 @@ def detect_separator(
                     f"the parts of {label!r} are targets by themselves, but others are joined by {mark!r}"
                 )
         return mark, ()
+    _refuse_if_joined(labels, is_control, named)
     return _underscore(labels, is_control, named)
+
+
+def _refuse_if_joined(labels: Sequence[str], is_control: Callable[[str], bool], named: set[str]) -> None:
+    """Refuse a label whose parts, at a mark that is no separator by itself, are labels or control words."""
+    alone = set(labels)
+    for mark in WEAK_SEPARATORS:
+        for label in labels:
+            parts = [part.strip() for part in label.split(mark)]
+            targets = [part for part in parts if not is_control(part)]
+            if len(parts) > 1 and targets and label not in named and alone.issuperset(targets):
+                raise InputError(
+                    f"it is unclear whether {mark!r} joins targets: the parts of {label!r} are labels by themselves; set "
+                    f"--separator {mark} if it does, or 'none' if it is part of names."
+                )
 
 
 def _underscore(

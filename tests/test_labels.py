@@ -221,6 +221,16 @@ def test_several_separators_are_refused() -> None:
     assert "'A+B'" in message and "'A,C'" in message and "--separator" in message
 
 
+@pytest.mark.parametrize("mark", ["/", "&", ":", "-"])
+def test_a_mark_that_may_be_part_of_names_is_doubtful_where_it_joins_labels(mark: str) -> None:
+    message = refused(["ctrl", "A", "B", f"A{mark}B"])
+    assert repr(mark) in message and f"--separator {mark}" in message
+    assert repr(mark) in refused(["ctrl", "A", f"A{mark}ctrl"])
+    assert read(["ctrl", "A", "B", f"A{mark}B"], separator=mark)[-1] == "A+B"
+    assert read(["ctrl", "A", "B", f"A{mark}B"], separator="none")[-1] == f"A{mark}B"
+    assert read(["ctrl", "HLA", f"HLA{mark}A"])[-1] == f"HLA{mark}A"  # only one part is a label
+
+
 @pytest.mark.parametrize("label", ["A+A", "A+ctrl+A", "A +A"])
 def test_a_target_twice_in_a_label_is_refused(label: str) -> None:
     with pytest.raises(InputError) as error:

@@ -311,3 +311,10 @@ def test_missing_controls_and_perturbations_are_refused() -> None:
         example(labels=["A", "A+B"]), "label", require_control=False, control_label="x"
     )
     assert test.conditions == ("A", "A+B")
+
+
+def test_labels_that_differ_in_case_only_are_told() -> None:
+    labels = ["ctrl", "Gata1", "GATA1", "Spi1"]
+    told = " ".join(Screen.from_anndata(example(labels=labels), "label").notices)
+    assert "'GATA1'" in told and "'Gata1'" in told and "case only" in told
+    assert "case only" not in " ".join(Screen.from_anndata(example(labels=["ctrl", "Gata1", "Spi1"]), "label").notices)

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from ..guides import SampledGuide
+from ..labels import listing
 from ..screen import CONTROL, ConditionSummary, Screen
 from .composing import FEWEST
 
@@ -35,16 +38,31 @@ class Finding:
 
 
 def diagnose(fit: Fit, screen: Screen | None = None) -> tuple[Finding, ...]:
-    """All findings, in this order: own conditions, held-out cells, leakage, convergence, gates, latents that nothing
+    """All findings, in this order: batches, own conditions, held-out cells, leakage, convergence, gates, latents that nothing
     uses, restarts, nearness to the exact posterior, what the intervals of combinations rest on."""
-    found = [_own_conditions(fit), _held_out_cells(fit), *_leakage(fit), _convergence(fit), *_gates(fit), *_collapse(fit),
-             _restarts(fit), _importance(fit, screen), _combinations(fit)]  # fmt: skip
+    found = [_batches(fit), _own_conditions(fit), _held_out_cells(fit), *_leakage(fit), _convergence(fit), *_gates(fit),
+             *_collapse(fit), _restarts(fit), _importance(fit, screen), _combinations(fit)]  # fmt: skip
     return tuple(f for f in found if f is not None)
 
 
 def graded(value: float, look: float, bad: float) -> Level:
     """Fine below `look`, do not trust from `bad` on."""
     return "fine" if value < look else "look" if value < bad else "do not trust"
+
+
+def _batches(fit: Fit) -> Finding | None:
+    """Conditions whose cells no chain of shared batches links to control: their effects and the batches' are one number."""
+    if len(fit.batches) < 2:
+        return None
+    met = sparse.csr_matrix(fit.batch_counts > 0)
+    _, part = csgraph.connected_components(sparse.block_array([[None, met], [met.T, None]]), directed=False)
+    control = fit.conditions.index(CONTROL)
+    apart = [name for name, one in zip(fit.conditions, part, strict=False) if one != part[control]]
+    text = "conditions and control share batches." if not apart else (
+        f"{len(apart)} of {len(fit.conditions) - 1} conditions share no batch with control ({listing(apart, 3)}): what their "
+        "targets do cannot be told from what the batches do.")  # fmt: skip
+    advice = "Fit without a batch key if batches hardly differ, or measure control cells in these batches." if apart else ""
+    return Finding("batches", "do not trust" if apart else "fine", text, advice)
 
 
 def _own_conditions(fit: Fit) -> Finding:

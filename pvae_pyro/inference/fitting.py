@@ -18,10 +18,11 @@ from torch import Tensor
 from ..errors import InputError
 from ..guides import GUIDES, Amortized, AmortizedGuide, Ensemble
 from ..guides.ensemble import restarts
-from ..screen import CONTROL, ConditionSummary, Screen
+from ..screen import ConditionSummary, Screen
 from ..splits import validation_slice
 from ..story import PARTS, PerturbedVAE, Story
 from . import storage
+from .admission import check_screen, choose_device
 from .edges import edges_table
 from .programs import Programs
 from .responses import penetrance_table, responding
@@ -191,7 +192,8 @@ class Fit:
             guide = self._only.guide.build(story)
         for module, prefix in ((story, "story."), (guide, "guide.")):
             saved = _part(self.state, prefix)
-            if set(saved) != set(module.state_dict()):
+            shapes = {name: value.shape for name, value in module.state_dict().items()}
+            if {name: value.shape for name, value in saved.items()} != shapes:
                 raise InputError("the fit was saved by another version, with other parameters; it has to be run again.")
             module.load_state_dict(saved)
         return story.eval(), guide.eval()
@@ -289,6 +291,7 @@ class Fit:
     def load(cls, folder: str | Path, parts: Sequence[type] = ()) -> Fit:
         """Read a saved fit; `parts` are classes of your own that its model uses. Raises InputError for what is not one."""
         path = Path(folder)
+        path = path / "fit" if (path / "fit" / "fit.json").exists() else path  # a run of the command line
         data = storage.load_json(path / "fit.json")
         if "members" not in data:
             raise InputError(f"fit.json in {path} names no members: an older version wrote it; the fit has to be run again.")
@@ -358,31 +361,6 @@ def fit(
         validation=screen.cells(held_out).summary() if len(held_out) else None, notices=screen.notices,
         versions=versions(), date=date.today().isoformat(),
     )  # fmt: skip
-
-
-def choose_device(device: str) -> torch.device:
-    """'auto' (CUDA if there is one), 'cpu' or 'cuda'."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu or cuda, but {device!r} was given.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "device cuda was asked for, but PyTorch finds no CUDA device here; use --device cpu or auto."
-        )
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def check_screen(model: PerturbedVAE, screen: Screen, seed: int) -> None:
-    """Raise InputError for a screen that cannot start this model."""
-    if seed < 0:
-        raise InputError(f"seed must not be negative, but {seed} was given.")
-    if CONTROL not in screen.conditions or len(screen.conditions) < 2:
-        raise InputError(
-            "the training screen needs control cells and at least one perturbed condition; check the split."
-        )
-    if model.likelihood.observes == "counts" and screen.counts is None:
-        raise InputError(
-            "the negative-binomial likelihood needs raw counts, but the input is normalised; use --layer or gaussian."
-        )
 
 
 def _member_places(folder: Path, n: int) -> list[Path]:

@@ -136,6 +136,8 @@ def _told_alone(shifts: Tensor, sampling: Tensor, control: Tensor) -> tuple[Tens
 
 def _least_squares(design: Tensor, shifts: Tensor, weight: Tensor) -> Tensor:
     """Effects (targets, latents) with design @ effects = shifts, weighted by rows; zero for targets without a row."""
+    if not len(shifts):  # no target was measured alone
+        return shifts.new_zeros(design.shape[1], shifts.shape[1])
     gram = (design * weight.unsqueeze(1)).T @ design
     ridge = 1e-6 * weight.max() * torch.eye(design.shape[1], dtype=design.dtype)
     return torch.linalg.solve(gram + ridge, (design * weight.unsqueeze(1)).T @ shifts)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import InputError
@@ -41,7 +41,7 @@ def part_from_dict(data: Any, known: dict[str, type]) -> Any:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write named tensors; shared or strided memory is copied first."""
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, str(path))
+    path.write_bytes(save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -76,7 +76,9 @@ class Contrast:
         return np.asarray(self.draws.mean(axis=0))
 
     def interval(self, level: float = 0.9) -> tuple[Array, Array]:
-        """Central interval of each gene, two arrays (genes,)."""
+        """Central interval of each gene, two arrays (genes,). Raises InputError unless 0 < level < 1."""
+        if not 0 < level < 1:
+            raise InputError(f"level is the share that an interval holds, between 0 and 1, but {level} was given.")
         tail = (1 - level) / 2
         low, high = np.quantile(self.draws, [tail, 1 - tail], axis=0)
         return low, high
@@ -129,7 +131,7 @@ class Posterior:
         return out
 
     def summary(self, kind: Kind = "measured_pseudobulk") -> Summary:
-        """Mean, sd and quantiles, reduced in a stream over conditions."""
+        """Mean, sd and quantiles, reduced in a stream over conditions. Raises InputError for another kind, as `draws` does."""
         return self.summaries((kind,))[kind]
 
     def summaries(self, kinds: Sequence[Kind], quantiles_of: Sequence[Kind] | None = None) -> dict[Kind, Summary]:
@@ -137,6 +139,8 @@ class Posterior:
 
         `quantiles_of`: kinds that get quantiles (default: all); they are as much work as all else.
         """
+        for kind in kinds:
+            _known(kind, TARGETS[:2])
         with_quantiles = kinds if quantiles_of is None else quantiles_of
         shape = (len(self.conditions), len(self.genes))
         out = {k: Summary(np.zeros(shape, np.float32), np.zeros(shape, np.float32),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..guides import Amortized, AmortizedGuide
-from ..inference.fitting import check_screen
+from ..inference.admission import check_screen
 from ..inference.restart import build
 from ..inference.svi import FitSettings
 from ..screen import Screen

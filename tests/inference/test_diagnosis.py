@@ -88,6 +88,21 @@ def test_gates_that_are_all_shut_or_open_are_told(trained: Fit, probability: flo
     assert one.level == level and f"{100 * probability:.0f} %" in one.sentence
 
 
+def test_batches_that_control_has_no_part_in_are_told(trained: Fit) -> None:
+    """Linked through a third condition is enough; batches of one's own are not."""
+    control, n = trained.conditions.index("control"), len(trained.conditions)
+    own = np.zeros((n, 2))
+    own[:, 1], own[control] = 20, (20, 0)
+    two = {"batches": ("a", "b")}
+    apart = diagnosis._batches(replace(trained, batch_counts=own, **two))
+    linked = own.copy()
+    linked[(control + 1) % n, 0] = 1  # one cell beside control, the rest where the others are
+    assert apart is not None and apart.level == "do not trust" and f"{n - 1} of {n - 1}" in apart.sentence and apart.advice
+    joined = diagnosis._batches(replace(trained, batch_counts=linked, **two))
+    assert joined is not None and joined.level == "fine"
+    assert diagnosis._batches(trained) is None or len(trained.batches) > 1
+
+
 def designed(one: Fit, pairs: int, alone: int) -> Fit:
     """The same fit as if so many pairs of neighbouring targets, and that many singles, had been trained."""
     eye = np.eye(len(one.targets), dtype=np.float32)

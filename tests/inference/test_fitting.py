@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyro
 import pytest
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
@@ -311,6 +312,23 @@ def test_what_cannot_be_fitted_is_refused(screen: ScreenOf) -> None:
         quick(data, MODEL.replace(likelihood=NegativeBinomial()))
     with pytest.raises(InputError, match="device"):
         fit(MODEL, data, device="tpu", progress=False)
+    one_each = data.cells(np.array([int(np.flatnonzero(data.condition == c)[0]) for c in range(len(data.conditions))]))
+    for few in (one_each, data.select_genes([str(g) for g in data.genes[:2]])):
+        with pytest.raises(InputError, match="too few"):
+            quick(few)
+    still = dataclasses.replace(data, expression=sp.csr_matrix(np.ones(data.expression.shape, np.float32)))
+    with pytest.raises(InputError, match="nothing to learn"):
+        quick(still)
+
+
+def test_pairs_alone_are_fitted_and_said_to_rest_on_the_prior(screen: ScreenOf) -> None:
+    data = screen(targets=4, doubles=5, cells_per_condition=60, controls=200)
+    pairs = [c for c in data.conditions if "+" in c]
+    one = quick(data.restrict(["control", *pairs]), settings=FitSettings(epochs=1))
+    truth, control = data.summary().restrict(pairs).mean, data.summary().restrict(["control"]).mean
+    found = one.predict(pairs, draws=20).draws("latent_mean").mean(0)
+    assert np.linalg.norm(found - truth) < 0.5 * np.linalg.norm(control - truth)
+    assert "informed prior" in next(f.sentence for f in one.diagnose() if f.topic == "combinations")
 
 
 def test_held_out_cells_tell_noise_that_is_too_small(screen: ScreenOf) -> None:

@@ -326,3 +326,8 @@ def test_what_cannot_be_predicted_is_refused(fitted: FitOf) -> None:
         posterior.new_cells("T01", 0)
     with pytest.raises(InputError, match="kind"):
         posterior.draws("cells")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="kind"):
+        posterior.summary("new_cell")  # type: ignore[arg-type]
+    for level in (-0.1, 0.0, 1.0, 1.5, float("nan")):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            fit.predict(["T01", "T02"], draws=2).contrast("T01", "T02").interval(level)
