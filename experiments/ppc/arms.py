@@ -110,8 +110,7 @@ def pseudobulk(fit: pv.Fit, test: pv.Screen, seed: int) -> Rows:
     rows: Rows = [("model", "l2_ratio_to_own_mean", float(ratio.mean()))]
     rows += [("model", metric, float(scores[metric])) for metric in ("l2", "crps", "coverage_50", "coverage_90")]
     reference = held_out.restrict([CONTROL])
-    se = np.sqrt(truth.variance / truth.n_cells[:, None] + reference.variance / reference.n_cells[0])
-    sizes = effect_sizes(draws - control_draws, truth.mean - reference.mean, se, fit.active)
+    sizes = effect_sizes(draws - control_draws, truth.mean - reference.mean, fit.active)
     return rows + [("model", metric, value) for metric, value in sizes.items()]
 
 

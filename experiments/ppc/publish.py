@@ -71,7 +71,7 @@ COLUMNS = [
     ("kurtosis", "kurtosis", 1),
     ("library_slope", "library slope", 3),
     ("effects_q99", "size of effects, 99 % quantile / measured", 2),
-    ("effects_beyond", "effects beyond 3 s.e. / measured", 2),
+    ("effects_q90", "90 % quantile", 2),
     ("cell_log_density", "log density of a cell", 1),
     ("l2_ratio_to_own_mean", "L2 / L2 of own mean", 3),
     ("crps", "CRPS", 4),
