@@ -20,7 +20,7 @@ from pvae_pyro.story import Story
 
 from ..run_arms import Rows
 from .quantities import fresh, unseen_pairs, values
-from .world import SETTINGS, draw_world, fitted
+from .world import SETTINGS, World, draw_world, fitted
 
 DRAWS, SIMULATIONS = 99, 200
 COVERED = range(2000, 2030)  # seeds of the arm "coverage", seen nowhere else
@@ -45,9 +45,7 @@ def simulated(guide: Amortized, settings: pv.FitSettings, seed: int) -> Rows:
 
         rows = judged((q.sample_globals() for _ in range(DRAWS)), f", {SVI}" if isinstance(q, SampledGuide) else "")
         if isinstance(q, SampledGuide):
-            sample_globals(q, world.screen, np.arange(world.screen.n_cells), seed, False, "sbc")
-            last = {name: part[-DRAWS:] for name, part in q.draws().items()}  # the last draw of every chain
-            rows += judged({name: part[row] for name, part in last.items()} for row in range(DRAWS))
+            rows += judged(_last_draws(q, world, seed))
             rows.append(("chains", "r_hat", float(q.r_hat)))
     return rows
 
@@ -69,9 +67,14 @@ def coverage(settings: pv.FitSettings, seed: int, guide: pv.Sampled = SAMPLED) -
             return [(name, f"coverage_90{suffix}", float(((b >= 5) & (b <= 94)).double().mean())) for name, b in below.items()]
 
         rows = shares((q.sample_globals() for _ in range(DRAWS)), f", {SVI}")
-        sample_globals(q, world.screen, np.arange(world.screen.n_cells), seed, False, "coverage")
-        last = {name: part[-DRAWS:] for name, part in q.draws().items()}
-        return rows + shares({name: part[row] for name, part in last.items()} for row in range(DRAWS))
+        return rows + shares(_last_draws(q, world, seed))
+
+
+def _last_draws(guide: SampledGuide, world: World, seed: int) -> list[dict[str, Tensor]]:
+    """Run the chains; the last draw of each, by site."""
+    sample_globals(guide, world.screen, np.arange(world.screen.n_cells), seed, False, "sbc")
+    last = {name: part[-DRAWS:] for name, part in guide.draws().items()}
+    return [{name: part[row] for name, part in last.items()} for row in range(DRAWS)]
 
 
 def _ranks(true: dict[str, float], drawn: list[dict[str, float]], random: np.random.Generator, suffix: str) -> Rows:

@@ -46,8 +46,9 @@ def hindrance(fit: Fit, screen: Screen | None) -> str:
         return f"covariances of {n} conditions among {g} genes are too many"
     if screen is None:
         return "it takes the cells, fit.diagnose(screen trained on)"
-    if screen.conditions != fit.conditions or not np.array_equal(np.asarray(screen.genes).astype(str), fit.genes):
-        return "the screen has other conditions or genes than the one trained on"
+    same = screen.conditions == fit.conditions and np.array_equal(np.asarray(screen.genes).astype(str), fit.genes)
+    if not same or not np.array_equal(np.bincount(screen.condition, minlength=n), fit.training.n_cells):
+        return "the screen has other conditions, genes or numbers of cells than the one trained on"
     return ""
 
 

@@ -105,7 +105,8 @@ def test_diagnosis_has_pareto_k_where_cells_integrate_out_and_says_why_not_elsew
     nonlinear = replace(linear, model=LINEAR.replace(likelihood=Gaussian()))
     points = replace(linear, guide=Map(), trained=(replace(linear.trained[0], guide=Map()),))
     for other, data, why in ((nonlinear, screen, "identity"), (points, screen, "at points"),
-                             (linear, screen.restrict(["control", "T01"]), "other conditions")):  # fmt: skip
+                             (linear, screen.restrict(["control", "T01"]), "other conditions"),
+                             (linear, screen.cells(np.arange(1, screen.n_cells)), "numbers of cells")):  # fmt: skip
         with pytest.raises(InputError, match=why):
             other.pareto_k(data)
 
